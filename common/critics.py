@@ -1,0 +1,50 @@
+"""The networks that FQL, DROL and DriftQL share: an MLP and an ensemble of Q networks. Definitions only: what a critic
+is trained on stands in each script."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Glorot uniform by another name; biases start at zero.
+kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+class MLP(nn.Module):
+    """Dense -> GELU (tanh approximation) -> LayerNorm (optional) per hidden layer, then one linear layer.
+
+    LayerNorm comes after the activation, as in the authors' code (the papers print it before).
+    """
+
+    hidden_dims: Sequence[int]
+    output_dim: int
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_dims:
+            x = nn.gelu(nn.Dense(size, kernel_init=kernel_init)(x))
+            if self.layer_norm:
+                x = nn.LayerNorm()(x)
+        return nn.Dense(self.output_dim, kernel_init=kernel_init)(x)
+
+
+class Critic(nn.Module):
+    """Ensemble of Q(s, a): (..., S), (..., A) -> (num_critics, ...). Each member has its own parameters."""
+
+    hidden_dims: Sequence[int]
+    num_critics: int = 2
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        ensemble = nn.vmap(
+            MLP,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            out_axes=0,
+            axis_size=self.num_critics,
+        )
+        inputs = jnp.concatenate([observations, actions], axis=-1)
+        return ensemble(self.hidden_dims, 1, layer_norm=True)(inputs).squeeze(-1)

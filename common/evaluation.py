@@ -1,0 +1,259 @@
+"""Parallel roll-outs of the policies of all seeds: success, return and length per episode.
+
+The environments live in worker processes. A fixed number of lanes, each playing its episodes one after the other, moves
+in lockstep: one batched policy call per tick for all lanes of all seeds. An episode's environment and its action noise
+depend on (seed, evaluation step, episode) alone, and the lanes do not depend on the number of workers, so neither does
+the result. Workers need NumPy and MuJoCo only; JAX is imported where the policy is called.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import gymnasium
+import numpy as np
+from tqdm import tqdm
+
+from common.datasets import Dataset
+
+MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes 200 MB
+INFO = ("success", "support")  # what an environment may report at the end of an episode, besides return and length
+
+
+class Evaluator:
+    """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. A context manager: leaving it ends the
+    workers, and they end by themselves when this process dies.
+
+    act(state, observations (B, S), key) -> actions (B, A); `state` has a leading axis of seeds.
+    """
+
+    def __init__(self, args, dataset: Dataset, act: Callable):
+        self.seeds = [args.seed + i for i in range(args.num_seeds)]
+        self.episodes, self.progress = args.eval_episodes, args.progress
+        self.observation_dim = dataset.observation_dim
+        rounds = math.ceil(self.episodes * len(self.seeds) / MAX_LANES)
+        self.lanes = math.ceil(self.episodes / rounds)  # per seed
+        self.act = self._compile(act)
+
+        total = self.lanes * len(self.seeds)
+        num_workers = min(args.eval_workers or _usable_cores(), total)
+        self.slices = [slice(x[0], x[-1] + 1) for x in np.array_split(np.arange(total), num_workers)]
+        self.pipes: list[Connection] = []
+        self.workers: list[multiprocessing.Process] = []
+        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
+        with _main_module_hidden():
+            for part in self.slices:
+                here, there = context.Pipe()
+                worker = context.Process(
+                    target=_work, args=(there, dataset.make_env, part.stop - part.start), daemon=True
+                )
+                worker.start()
+                there.close()
+                self.pipes.append(here)
+                self.workers.append(worker)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pipe in self.pipes:
+            pipe.close()  # a worker ends when its pipe does
+        for worker in self.workers:
+            worker.join(timeout=2)
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+    def __call__(self, state, step: int, stopping: Callable[[], bool] = lambda: False) -> dict | None:
+        """Results at training step `step`: arrays (seeds, episodes) named success, return, length and support (where
+        the environment reports it), and `paths`, the xy positions of each episode of the first seed. None if
+        `stopping()` became true on the way. Raises RuntimeError with the worker's traceback if an environment fails.
+        """
+        keys = self._episode_keys(step)  # (seeds, episodes, 2)
+        queues = [list(range(lane, self.episodes, self.lanes)) for _ in self.seeds for lane in range(self.lanes)]
+        owner = np.repeat(np.arange(len(self.seeds)), self.lanes)  # lane -> seed
+        environment_seeds = [
+            [_environment_seed(self.seeds[owner[lane]], step, episode) for episode in queue]
+            for lane, queue in enumerate(queues)
+        ]
+        self._send([environment_seeds[part] for part in self.slices])
+        observations = np.concatenate(self._receive())
+        position = np.zeros(len(queues), int)  # in the lane's queue
+        tick = np.zeros(len(queues), np.int32)  # in the episode
+        active = np.ones(len(queues), bool)
+        shape = (len(self.seeds), self.lanes)
+        bar = tqdm(
+            total=self.episodes * len(self.seeds), desc="evaluate", unit="episode", leave=False,
+            disable=None if self.progress else True,
+        )  # fmt: skip
+        with bar:
+            while active.any():
+                if stopping():
+                    self._send([None] * len(self.pipes))
+                    self._receive()
+                    return None
+                episode = [queue[min(p, len(queue) - 1)] for queue, p in zip(queues, position)]
+                actions = self.act(
+                    state,
+                    observations.reshape(*shape, -1),
+                    keys[owner, episode].reshape(*shape, -1),
+                    tick.reshape(shape),
+                )
+                actions = np.asarray(actions).reshape(len(queues), -1)
+                self._send([actions[part] for part in self.slices])
+                replies = self._receive()
+                observations = np.concatenate([reply[0] for reply in replies])
+                done = np.concatenate([reply[1] for reply in replies])
+                tick = np.where(done, 0, tick + 1).astype(np.int32)
+                position += done
+                active &= position < [len(queue) for queue in queues]
+                bar.update(int(done.sum()))
+        self._send([None] * len(self.pipes))
+        records = [lane for reply in self._receive() for lane in reply]
+        return self._gather(records)
+
+    def _gather(self, records: list[list[dict]]) -> dict:
+        """Per lane and episode -> per seed and episode."""
+        by_episode = [
+            [records[i * self.lanes + e % self.lanes][e // self.lanes] for e in range(self.episodes)]
+            for i in range(len(self.seeds))
+        ]
+        names = [name for name in (*INFO, "return", "length") if name in by_episode[0][0]]
+        results = {name: np.array([[r[name] for r in row] for row in by_episode], np.float64) for name in names}
+        return results | {"paths": [r["path"] for r in by_episode[0]]}
+
+    def _send(self, messages: list) -> None:
+        for pipe, message in zip(self.pipes, messages):
+            with contextlib.suppress(BrokenPipeError):  # the reason comes with the answer, or its absence
+                pipe.send(message)
+
+    def _receive(self) -> list:
+        replies = []
+        for pipe in self.pipes:
+            try:
+                reply = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                raise RuntimeError(
+                    "an evaluation worker died; is the memory full? Try a lower --eval-workers"
+                ) from None
+            if isinstance(reply, str):
+                raise RuntimeError(f"an evaluation environment failed:\n{reply}")
+            replies.append(reply)
+        return replies
+
+    def _compile(self, act: Callable) -> Callable:
+        import jax
+
+        def act_one(state, observation, key, tick):
+            return act(state, observation[None], jax.random.fold_in(key, tick))[0]
+
+        return jax.jit(jax.vmap(jax.vmap(act_one, in_axes=(None, 0, 0, 0))))
+
+    def _episode_keys(self, step: int) -> np.ndarray:
+        import jax
+
+        def key(seed, episode):
+            # The first number keeps these apart from the training keys, which are split from the same seed.
+            stream = jax.random.fold_in(jax.random.PRNGKey(seed), 0x6576616C)
+            return jax.random.fold_in(jax.random.fold_in(stream, step), episode)
+
+        keys = jax.vmap(lambda seed: jax.vmap(lambda e: key(seed, e))(np.arange(self.episodes)))
+        return np.asarray(keys(np.array(self.seeds)))
+
+
+def _environment_seed(seed: int, step: int, episode: int) -> int:
+    return int(np.random.SeedSequence([seed, step, episode]).generate_state(1)[0])
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _main_module_hidden():
+    """A spawned process imports the main module again, and with the script all of JAX, which a worker does not need."""
+    main = sys.modules["__main__"]
+    file, spec = main.__dict__.pop("__file__", None), main.__spec__
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
+# ------------------------------------------------------------------------------------------------------------- worker
+
+
+def _work(pipe: Connection, make_env: Callable[[], gymnasium.Env], num_lanes: int) -> None:
+    """Answers, until the pipe ends: a list of episode seeds per lane (start), actions (one tick), None (results)."""
+    # Ctrl-C and a batch system's SIGTERM reach the whole process group; when to stop is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lanes: list[Lane] = []
+    try:
+        while True:
+            message = pipe.recv()
+            if message is None:
+                pipe.send([lane.records for lane in lanes])
+            elif isinstance(message, list):
+                lanes = lanes or [Lane(make_env()) for _ in range(num_lanes)]
+                pipe.send(np.stack([lane.start(seeds) for lane, seeds in zip(lanes, message)]))
+            else:
+                observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, message)))
+                pipe.send((np.stack(observations), np.array(done)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent has gone or has no more work
+    except Exception:
+        with contextlib.suppress(OSError):
+            pipe.send(traceback.format_exc())
+
+
+class Lane:
+    """One environment that plays a list of seeded episodes, one after the other."""
+
+    def __init__(self, env: gymnasium.Env):
+        self.env = env
+
+    def start(self, seeds: list[int]) -> np.ndarray:
+        self.seeds, self.records = seeds, []
+        return self._reset()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        """One step, and whether it ended an episode; the next one starts at once. After the last, zeros and False."""
+        if self._finished():
+            return np.zeros(self.env.observation_space.shape, np.float32), False
+        # OGBench also draws from NumPy's global generator, so each lane keeps a state of its own for it.
+        np.random.set_state(self.random_state)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.random_state = np.random.get_state()
+        self.rewards.append(float(reward))
+        if "xy" in info:
+            self.path.append(info["xy"][:2])
+        if not (terminated or truncated):
+            return np.asarray(observation, np.float32), False
+        record = {name: float(info[name]) for name in INFO if name in info}
+        record |= {"return": sum(self.rewards), "length": len(self.rewards), "path": np.array(self.path, np.float32)}
+        self.records.append(record)
+        return self._reset(), True
+
+    def _finished(self) -> bool:
+        return len(self.records) == len(self.seeds)
+
+    def _reset(self) -> np.ndarray:
+        if self._finished():
+            return np.zeros(self.env.observation_space.shape, np.float32)
+        seed = self.seeds[len(self.records)]
+        np.random.seed(seed)
+        self.env.action_space.seed(seed)
+        self.rewards, self.path = [], []
+        observation, _ = self.env.reset(seed=seed)
+        self.random_state = np.random.get_state()
+        return np.asarray(observation, np.float32)

@@ -1,0 +1,264 @@
+"""Drift Q-Learning (DriftQL), https://arxiv.org/abs/2606.00350, in one file.
+
+    python driftql.py --env pointmaze-medium-navigate              # a policy that works, minutes on a laptop
+    python driftql.py --env antmaze-large-navigate --num-seeds 8   # the benchmark, on a GPU
+    python driftql.py --help
+
+The policy is one network, a = clip(f(s, noise)): one forward pass, no diffusion steps, no distillation. It is trained
+  1. to match the behaviour policy. For each state, N candidate actions are drawn from f. A drift field pulls each of
+     them to the dataset's action and pushes it away from its nearest fellow candidates. Each candidate regresses onto
+     the point where the field would carry it. When candidates and data have the same distribution, both forces cancel
+     on average and the drift stops;
+  2. to have a high Q. A plain deterministic policy gradient through the one pass, -mean Q(s, f(s, noise)).
+`alpha` weighs the first against the second. The critic is a pair of Q networks with TD targets.
+
+Where the paper and the authors' code differ, we follow the code, which made the published numbers:
+  * the drift loss is a mean over action dimensions (Eq. 11 writes a sum; the published alphas belong to the mean);
+  * networks apply GELU, then LayerNorm (the appendix says LayerNorm, then GELU);
+  * the TD target takes the mean or the minimum of the two critics per environment (the text says minimum);
+  * the target network moves towards the critic as it was before the gradient step.
+Different from the authors' code: the dataset lives on the device and `log_every` updates run in one compiled program.
+
+Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
+evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from common import UserError, runs
+from common.buffers import make_buffer, sample
+from common.critics import MLP, Critic
+from common.datasets import load_dataset
+from common.evaluation import Evaluator
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Args(runs.Args):
+    batch_size: int = 256
+    """transitions per update"""
+    learning_rate: float = 3e-4
+    """Adam, actor and critic"""
+    discount: float = 0.99
+    """gamma of the TD target"""
+    target_rate: float = 0.005
+    """how far the target critic moves per update"""
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """actor and critic, one number per layer"""
+    q_agg: Literal["mean", "min"] = "min"
+    """how the TD target joins the two critics"""
+    alpha: float = 10.0
+    """weight of the drift loss against Q (alpha in Eq. 12); the one to tune: 3 to 300 on OGBench"""
+    temperature: float = 0.2
+    """reach of the repulsion (tau in Eq. 8), in units of sqrt(action dimension); 0.02 to 0.8"""
+    kernel: Literal["laplace", "gaussian"] = "laplace"
+    """shape of the repulsion over distance (Eq. 8)"""
+    num_candidates: int = 32
+    """actions drawn per state for the drift loss (N)"""
+    noise_dim: int | None = None
+    """input noise of the actor; None is the action dimension"""
+
+
+# Chosen by --env; a flag on the command line wins. alpha, temperature and kernel: paper, table 6. discount, q_agg,
+# num_candidates and noise_dim: the commands in the README of the authors' code (commit 1ad1bbc).
+PRESETS = {
+    "antmaze-large-navigate": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.99, q_agg="mean"),
+    "antmaze-giant-navigate": dict(alpha=10, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
+    "humanoidmaze-medium-navigate": dict(alpha=65, temperature=0.5, kernel="laplace", discount=0.998, q_agg="mean"),
+    "humanoidmaze-large-navigate": dict(alpha=32, temperature=0.2, kernel="laplace", discount=0.995, q_agg="mean"),
+    "antsoccer-arena-navigate": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.995, q_agg="mean"),
+    "cube-single-play": dict(alpha=60, temperature=0.02, kernel="gaussian", discount=0.995, q_agg="mean"),
+    "cube-double-play": dict(
+        alpha=100, temperature=0.2, kernel="gaussian", discount=0.99, q_agg="mean", num_candidates=4, noise_dim=8
+    ),
+    "scene-play": dict(alpha=250, temperature=0.2, kernel="gaussian", discount=0.995, q_agg="min"),
+    "puzzle-3x3-play": dict(alpha=50, temperature=0.5, kernel="gaussian", discount=0.99, q_agg="min"),
+    "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
+}
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+class Actor(MLP):
+    """f(s, noise) -> action, not clipped: an MLP without LayerNorm on the two inputs side by side."""
+
+    def __call__(self, observations: jax.Array, noise: jax.Array) -> jax.Array:
+        return super().__call__(jnp.concatenate([observations, noise], axis=-1))
+
+
+# -------------------------------------------------------------------------------------------------------- drift field
+
+
+def drift_field(
+    candidates: jax.Array, action: jax.Array, temperature: float, kernel: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Drift of N candidate actions of one state (Eq. 6 to 10): attraction to the dataset's action, minus repulsion.
+
+    candidates: (N, A) samples x_i of the policy; action: (A,) the dataset's action a+ in this state.
+    Returns (drift, attraction, repulsion), each (N, A).
+    """
+    n, action_dim = candidates.shape
+    attraction = action - candidates  # one positive, so its kernel weight is 1
+
+    difference = candidates[None, :, :] - candidates[:, None, :]  # (N, N, A), [i, k] = x_k - x_i
+    # The constant keeps the gradient of the root finite where two candidates coincide.
+    distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12) / jnp.sqrt(action_dim)
+    if kernel == "laplace":
+        logits = -distance / temperature
+    else:
+        logits = -(distance**2) / (2 * temperature**2)
+    # No self-repulsion. A large finite number, because with one candidate -inf would make the softmax NaN.
+    logits = jnp.where(jnp.eye(n, dtype=bool), -1e30, logits)
+    weights = jax.nn.softmax(logits, axis=-1)  # (N, N)
+    repulsion = jnp.einsum("ik,ika->ia", weights, difference)
+    return attraction - repulsion, attraction, repulsion
+
+
+def drift_loss(candidates: jax.Array, actions: jax.Array, temperature: float, kernel: str) -> jax.Array:
+    """Regression of each candidate onto the point its drift leads to, which is held fixed (Eq. 11).
+
+    candidates: (B, N, A) in [-1, 1]; actions: (B, A). Returns a scalar, the mean over batch, candidates and action
+    dimensions.
+    """
+    drift, _, _ = jax.vmap(drift_field, in_axes=(0, 0, None, None))(candidates, actions, temperature, kernel)
+    target = jax.lax.stop_gradient(jnp.clip(candidates + drift, -1, 1))
+    return jnp.mean((candidates - target) ** 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- agent
+
+
+class TrainState(NamedTuple):
+    """All that training changes; a checkpoint is this tuple."""
+
+    params: dict  # of actor and critic, trained by one Adam
+    target_critic: dict
+    optimizer_state: optax.OptState
+    key: jax.Array
+    step: jax.Array
+
+
+class Agent(NamedTuple):
+    init: callable
+    update: callable
+    act: callable
+
+
+def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
+    """The algorithm as three pure functions.
+
+    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
+    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
+    Raises UserError if the temperature is not positive.
+    """
+    if args.temperature <= 0:
+        raise UserError(f"--temperature {args.temperature} must be positive.")
+    noise_dim = args.noise_dim or action_dim
+    actor = Actor(args.hidden_dims, action_dim)
+    critic = Critic(args.hidden_dims)
+    optimizer = optax.adam(args.learning_rate)
+
+    def init(key):
+        key, actor_key, critic_key = jax.random.split(key, 3)
+        observation, action, noise = jnp.zeros(observation_dim), jnp.zeros(action_dim), jnp.zeros(noise_dim)
+        params = {
+            "actor": actor.init(actor_key, observation, noise),
+            "critic": critic.init(critic_key, observation, action),
+        }
+        target_critic = jax.tree.map(jnp.copy, params["critic"])
+        return TrainState(params, target_critic, optimizer.init(params), key, jnp.int32(0))
+
+    def sample_actions(actor_params, observations, key):
+        noise = jax.random.normal(key, (*observations.shape[:-1], noise_dim))
+        return jnp.clip(actor.apply(actor_params, observations, noise), -1, 1)
+
+    def critic_loss(critic_params, state, batch, key):
+        # TD target: r + discount * m * agg_i Q_i(s', a'), a' one sample of the policy.
+        next_actions = sample_actions(state.params["actor"], batch["next_observations"], key)
+        next_q = critic.apply(state.target_critic, batch["next_observations"], next_actions)  # (2, B)
+        next_q = next_q.min(axis=0) if args.q_agg == "min" else next_q.mean(axis=0)
+        target = jax.lax.stop_gradient(batch["rewards"] + args.discount * batch["masks"] * next_q)
+
+        q = critic.apply(critic_params, batch["observations"], batch["actions"])  # (2, B)
+        loss = jnp.mean((q - target) ** 2)
+        return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
+
+    def actor_loss(actor_params, state, batch, key):
+        candidates_key, action_key = jax.random.split(key)
+
+        # Behaviour: candidates drift to where the data are.
+        repeated = jnp.repeat(batch["observations"][:, None], args.num_candidates, axis=1)  # (B, N, S)
+        candidates = sample_actions(actor_params, repeated, candidates_key)  # (B, N, A)
+        drift = drift_loss(candidates, batch["actions"], args.temperature, args.kernel)
+
+        # Improvement: the mean of the critics at one fresh action per state; their parameters are constants here.
+        actions = sample_actions(actor_params, batch["observations"], action_key)
+        q = critic.apply(state.params["critic"], batch["observations"], actions).mean(axis=0)
+        q_loss = -q.mean()
+
+        loss = args.alpha * drift + q_loss  # Eq. 12
+        return loss, {"losses/actor": loss, "losses/drift": drift, "losses/q": q_loss}
+
+    def update(state, batch):
+        key, critic_key, actor_key = jax.random.split(state.key, 3)
+        critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
+            state.params["critic"], state, batch, critic_key
+        )
+        actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.params["actor"], state, batch, actor_key)
+
+        grads = {"actor": actor_grads, "critic": critic_grads}
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Towards the critic before this step (state.params, not params).
+        target_critic = optax.incremental_update(state.params["critic"], state.target_critic, args.target_rate)
+        return TrainState(params, target_critic, optimizer_state, key, state.step + 1), critic_metrics | actor_metrics
+
+    def act(state, observations, key):
+        return sample_actions(state.params["actor"], observations, key)
+
+    return Agent(init, update, act)
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def main(args: Args) -> None:
+    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset)
+    agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    def train_chunk(state, buffer):
+        """`log_every` updates in one program; returns the mean of each metric."""
+
+        def step(state, _):
+            key, batch_key = jax.random.split(state.key)
+            batch = sample(buffer, batch_key, args.batch_size)
+            return agent.update(state._replace(key=key), batch)
+
+        state, metrics = jax.lax.scan(step, state, length=args.log_every)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+        # A leading axis of seeds everywhere; the dataset is shared.
+        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
+        state, buffer = runs.place(state, make_buffer(dataset))
+        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
+        while True:
+            if run.evaluation_due():
+                run.log_evaluation(evaluate(state, run.step, run.stopping))
+            if run.stopping() or run.step >= args.steps:
+                break
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due():
+                run.save(state)
+        run.finish(state)
+
+
+if __name__ == "__main__":
+    runs.launch(main, Args, PRESETS)
