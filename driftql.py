@@ -23,6 +23,7 @@ Protocol: 50 episodes every 100k updates, actions sampled once and clipped, scor
 evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -131,6 +132,22 @@ def drift_loss(candidates: jax.Array, actions: jax.Array, temperature: float, ke
     return jnp.mean((candidates - target) ** 2)
 
 
+# ------------------------------------------------------------------------------------------------------------- critic
+
+
+def td_loss(
+    q: jax.Array, next_q: jax.Array, rewards: jax.Array, masks: jax.Array, discount: float, q_agg: str
+) -> jax.Array:
+    """Squared TD error of an ensemble of E critics, target r + discount * m * agg_i Q_i(s', a').
+
+    q (E, B): Q_i(s, a); next_q (E, B): target critics at (s', a'), a' one sample of the policy; rewards, masks (B,).
+    Returns a scalar, the mean over ensemble and batch.
+    """
+    next_value = next_q.min(axis=0) if q_agg == "min" else next_q.mean(axis=0)
+    target = jax.lax.stop_gradient(rewards + discount * masks * next_value)
+    return jnp.mean((q - target) ** 2)
+
+
 # -------------------------------------------------------------------------------------------------------------- agent
 
 
@@ -145,9 +162,9 @@ class TrainState(NamedTuple):
 
 
 class Agent(NamedTuple):
-    init: callable
-    update: callable
-    act: callable
+    init: Callable
+    update: Callable
+    act: Callable
 
 
 def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
@@ -179,14 +196,10 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         return jnp.clip(actor.apply(actor_params, observations, noise), -1, 1)
 
     def critic_loss(critic_params, state, batch, key):
-        # TD target: r + discount * m * agg_i Q_i(s', a'), a' one sample of the policy.
         next_actions = sample_actions(state.params["actor"], batch["next_observations"], key)
-        next_q = critic.apply(state.target_critic, batch["next_observations"], next_actions)  # (2, B)
-        next_q = next_q.min(axis=0) if args.q_agg == "min" else next_q.mean(axis=0)
-        target = jax.lax.stop_gradient(batch["rewards"] + args.discount * batch["masks"] * next_q)
-
+        next_q = critic.apply(state.target_critic, batch["next_observations"], next_actions)
         q = critic.apply(critic_params, batch["observations"], batch["actions"])  # (2, B)
-        loss = jnp.mean((q - target) ** 2)
+        loss = td_loss(q, next_q, batch["rewards"], batch["masks"], args.discount, args.q_agg)
         return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
 
     def actor_loss(actor_params, state, batch, key):

@@ -182,24 +182,23 @@ def resolve_name(env: str, task: int | None = None) -> tuple[str, int]:
 # -------------------------------------------------------------------------------------------------- environments
 
 
-def make_ogbench_env(name: str, task: int, render_mode: str | None = None) -> gymnasium.Env:
+def make_ogbench_env(name: str, task: int, **kwargs) -> gymnasium.Env:
     """Evaluation environment of a singletask OGBench dataset.
 
     Success is computed on the state after the action (`success_timing='post'`), as in OGBench 1.1.0, with which the
     papers' numbers were made; newer versions compute it on the state before the action.
     """
     env_name = "-".join([*name.split("-")[:-1], "singletask", f"task{task}", "v0"])
-    kwargs = {} if render_mode is None else {"render_mode": render_mode}
     with _quiet(), _temporary_files_removed():
         import ogbench  # noqa: F401  (registers the environments)
 
         return gymnasium.make(env_name, success_timing="post", disable_env_checker=True, **kwargs)
 
 
-def make_user_env(env: str, render_mode: str | None = None) -> gymnasium.Env:
-    """Any gymnasium environment with a flat observation, its actions rescaled to [-1, 1]."""
+def make_user_env(env: str, **kwargs) -> gymnasium.Env:
+    """Any gymnasium environment, its observation flattened and its actions rescaled to [-1, 1]."""
     with _quiet():
-        made = gymnasium.make(env, disable_env_checker=True, render_mode=render_mode)
+        made = gymnasium.make(env, disable_env_checker=True, **kwargs)
         return gymnasium.wrappers.RescaleAction(gymnasium.wrappers.FlattenObservation(made), -1.0, 1.0)
 
 
@@ -215,7 +214,7 @@ class Bandit(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
+        return np.ones(1, np.float32), {}
 
     def step(self, action: np.ndarray):
         distances = np.linalg.norm(self.centers - action, axis=1)
@@ -223,7 +222,7 @@ class Bandit(gymnasium.Env):
         reward = self.means[nearest] - self.slope * distances[nearest]
         best = self.means == self.means.max()
         info = {"success": distances[best].min() <= 0.2, "support": distances[nearest] <= 0.2, "xy": np.array(action)}
-        return np.zeros(1, np.float32), float(reward), True, False, info
+        return np.ones(1, np.float32), float(reward), True, False, info
 
 
 @contextlib.contextmanager
@@ -455,7 +454,7 @@ def _make_bandit_dataset(name: str, size: int = 10_000) -> Dataset:
         source="builtin",
         path=None,
         sha256=None,
-        observations=np.zeros((size, 1), np.float32),
+        observations=np.ones((size, 1), np.float32),
         actions=_clip(actions.astype(np.float32)),
         rewards=rewards.astype(np.float32),
         masks=np.zeros(size, np.float32),

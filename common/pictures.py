@@ -19,7 +19,7 @@ def plot_curve(path: Path, title: str, evaluations: list[dict], seeds: list[int]
     steps = [evaluation["step"] for evaluation in evaluations]
     values = np.array([evaluation[name] for evaluation in evaluations])  # (evaluations, seeds)
     figure, axes = plt.subplots(figsize=(6, 3.6))
-    for i, seed in enumerate(seeds):
+    for i in range(len(seeds)):
         axes.plot(steps, values[:, i], color=COLORS["policy"], alpha=0.35 if len(seeds) > 1 else 1, lw=1.2, marker=".")
     if len(seeds) > 1:
         axes.plot(steps, values.mean(axis=1), color=COLORS["policy"], lw=2.5, label=f"mean of {len(seeds)} seeds")

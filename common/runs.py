@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -86,6 +87,8 @@ MAY_CHANGE_ON_RESUME = ("resume", "data_dir", "eval_workers", "track", "capture_
 
 def launch(main: Callable[[Any], None], args_class: type, presets: dict[str, dict]) -> None:
     """Parses the command line and runs `main(args)`. A UserError becomes one line on standard error and exit code 2."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
     try:
         main(parse(args_class, presets, sys.argv[1:]))
     except UserError as error:
@@ -128,9 +131,11 @@ def _command_line(args_class: type, argv: list[str], default: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
+        # A title, then the message up to a rule; without Unicode, there is a rule under the title too.
         lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
-        rule = next(i for i, line in enumerate(lines) if line.startswith("─"))
-        raise UserError(f"{' '.join(lines[:rule])} (see {program} --help)") from None
+        after_title = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+        message = itertools.takewhile(lambda line: line.strip("─-╰╯"), after_title)
+        raise UserError(f"{' '.join(message)} (see {program} --help)") from None
     if unknown:
         flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(args_class)]
         close = difflib.get_close_matches(unknown[0], flags, n=1)
@@ -327,8 +332,9 @@ class Run:
         self.bar.close()
         for number, handler in self.old_handlers.items():
             signal.signal(number, handler)
-        for file in (*self.writers, *([self.csv] if self.csv else [])):
-            file.close()
+        with contextlib.suppress(OSError):  # a full disk has been reported already
+            for file in (*self.writers, *([self.csv] if self.csv else [])):
+                file.close()
 
     def _on_signal(self, number: int, _) -> None:
         self.signal = number
@@ -479,8 +485,10 @@ class Run:
             "speed": [self.measured_updates, self.measured_seconds],
         }
         payload = flax.serialization.msgpack_serialize(content)
-        path = self.directory / "checkpoint.msgpack"
-        _write(path, hashlib.sha256(payload).digest() + payload)
+        try:
+            _write(self.directory / "checkpoint.msgpack", hashlib.sha256(payload).digest() + payload)
+        except UserError as error:
+            raise UserError(f"{error} {self._what_is_kept()}") from None
         self.saved_step = self.step
 
     def _wall_seconds(self) -> float:
@@ -493,9 +501,8 @@ class Run:
             self.save(state)
         self.bar.close()
         if self.stopping():
-            print(
-                f"stopped at step {self.step:,}, saved. Go on with:\n  python {self.algorithm}.py --resume {self.directory}"
-            )
+            print(f"stopped at step {self.step:,}, saved; go on with")
+            print(f"  python {self.algorithm}.py --resume {self.directory}")
             print(self.directory, flush=True)
             sys.exit(128 + self.signal)
         result = self._result()
@@ -581,11 +588,14 @@ def git_commit() -> str | None:
     """Commit of the checkout, with `+changes` if files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
     try:
-        run = lambda *words: subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True)
-        commit = run("rev-parse", "--short=12", "HEAD").stdout.strip()
-        return commit + ("+changes" if run("status", "--porcelain", "--untracked-files=no").stdout else "")
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD").strip()
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout
 
 
 def device_summary() -> str:

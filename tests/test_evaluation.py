@@ -1,0 +1,183 @@
+"""Parallel evaluation: what it measures, that workers do not matter, and that no process outlives it."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import driftql
+from common.datasets import load_dataset, make_ogbench_env
+from common.evaluation import Evaluator
+
+NAME = "pointmaze-medium-navigate"
+
+
+def noisy_act(state, observations, key):
+    """A policy with noise in it; `state` shifts its mean."""
+    return jnp.clip(state + 0.5 * jax.random.normal(key, (len(observations), 2)), -1, 1)
+
+
+def maze_args(**changes):
+    defaults = {"env": NAME, "eval_episodes": 7, "progress": False}
+    return driftql.Args(**(defaults | changes))
+
+
+class Recorder(gymnasium.Env):
+    """Ten steps; the reward is the action, the observation counts the steps, success comes in odd episodes."""
+
+    observation_space = gymnasium.spaces.Box(-1, 100, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.t, self.odd = 0, seed % 2
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        done = self.t == 10 or (self.odd and self.t == 4)
+        return (
+            np.full(1, self.t, np.float32),
+            float(action[0]),
+            bool(self.odd and done),
+            done,
+            {"success": bool(self.odd)},
+        )
+
+
+class Failing(Recorder):
+    def step(self, action):
+        raise FloatingPointError("the simulation blew up")
+
+
+def custom_dataset(env_class):
+    dataset = load_dataset("bandit")
+    return type(dataset)(**{**vars(dataset), "make_env": env_class})
+
+
+def test_success_return_and_length_of_each_episode():
+    args = driftql.Args(env="bandit", eval_episodes=40, num_seeds=2, progress=False)
+    act = lambda state, observations, key: state + 0.01 * observations  # noqa: E731
+    with Evaluator(args, custom_dataset(Recorder), act) as evaluate:
+        results = evaluate(jnp.array([0.0, 0.5]), 0)
+    assert results["success"].shape == (2, 40)
+    assert 0.2 < results["success"].mean() < 0.8
+    for i, offset in enumerate((0.0, 0.5)):
+        for success, total, length in zip(results["success"][i], results["return"][i], results["length"][i]):
+            assert length == (4 if success else 10)
+            # the t-th action sees the observation t: 0.01 * (0 + 1 + ... + length - 1), and the state's offset
+            assert total == pytest.approx(offset * length + 0.01 * length * (length - 1) / 2, rel=1e-5)
+
+
+def test_result_does_not_depend_on_the_number_of_workers():
+    """Bit for bit, with policy noise, in a real maze whose teleports draw from NumPy's global generator."""
+    results = []
+    for workers in (1, 2, 3):
+        args = maze_args(eval_workers=workers, num_seeds=2, eval_episodes=5)
+        dataset = load_dataset("bandit")
+        make_env = functools.partial(make_ogbench_env, "pointmaze-teleport-navigate", 1)
+        dataset = type(dataset)(**{**vars(dataset), "make_env": make_env})
+        with Evaluator(args, dataset, noisy_act) as evaluate:
+            results.append(evaluate(jnp.array([0.1, 0.3]), 1000))
+    for other in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, results[0], other)
+
+
+def test_episodes_are_seeded_by_seed_evaluation_and_episode(data_dir):
+    dataset = load_dataset(NAME, data_dir=str(data_dir))
+    with Evaluator(maze_args(num_seeds=2), dataset, noisy_act) as evaluate:
+        state = jnp.zeros(2)
+        first, again, later = evaluate(state, 0), evaluate(state, 0), evaluate(state, 100)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    starts = {tuple(path[0]) for path in first["paths"]}
+    assert len(starts) == 7  # episodes differ
+    assert not starts & {tuple(path[0]) for path in later["paths"]}  # evaluations differ
+    with Evaluator(maze_args(seed=1), dataset, noisy_act) as evaluate:
+        alone = evaluate(jnp.zeros(1), 0)
+    # the second of two seeds plays what that seed plays alone, and not what the first one plays
+    np.testing.assert_array_equal(alone["return"][0], first["return"][1])
+    assert not starts & {tuple(path[0]) for path in alone["paths"]}
+
+
+def test_evaluation_can_be_stopped_on_the_way_and_used_again():
+    args = driftql.Args(env="bandit", eval_episodes=20, progress=False)
+    act = lambda state, observations, key: state + 0 * observations  # noqa: E731
+    with Evaluator(args, custom_dataset(Recorder), act) as evaluate:
+        calls = iter([False, False, True])
+        assert evaluate(jnp.zeros(1), 0, stopping=lambda: next(calls)) is None
+        assert evaluate(jnp.zeros(1), 0)["length"].shape == (1, 20)
+
+
+def test_a_failing_environment_is_reported_with_its_traceback():
+    args = driftql.Args(env="bandit", eval_episodes=4, progress=False)
+    act = lambda state, observations, key: observations  # noqa: E731
+    with Evaluator(args, custom_dataset(Failing), act) as evaluate:
+        with pytest.raises(RuntimeError, match="the simulation blew up"):
+            evaluate(jnp.zeros(1), 0)
+        workers = evaluate.workers
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_killed_worker_is_reported():
+    args = driftql.Args(env="bandit", eval_episodes=4, progress=False)
+    act = lambda state, observations, key: observations  # noqa: E731
+    with Evaluator(args, custom_dataset(Recorder), act) as evaluate:
+        evaluate.workers[0].kill()
+        with pytest.raises(RuntimeError, match="worker died"):
+            evaluate(jnp.zeros(1), 0)
+
+
+CRASH = """
+import sys, os, time
+sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, os.path.join(sys.argv[1], "tests"))
+import jax.numpy as jnp
+import driftql
+from common.evaluation import Evaluator
+from test_evaluation import Recorder, custom_dataset
+args = driftql.Args(env="bandit", eval_episodes=4, eval_workers=2, progress=False)
+with Evaluator(args, custom_dataset(Recorder), lambda state, observations, key: observations) as evaluate:
+    evaluate(jnp.zeros(1), 0)
+    print(*[worker.pid for worker in evaluate.workers], flush=True)
+    if sys.argv[2] == "crash":
+        raise ValueError("crash")
+    time.sleep(60)
+"""
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is more than an exit code that nobody has collected."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.parametrize("how", ["crash", "kill", "interrupt"])
+def test_no_worker_is_left_behind(how):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CRASH, str(ROOT), how],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    if how == "kill":
+        process.kill()
+    if how == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
+    process.wait(timeout=20)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
