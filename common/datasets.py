@@ -76,8 +76,8 @@ class Dataset:
     """environment, as in `--env`, without the task"""
     task: int | None
     """OGBench task, 1 to 5; None elsewhere"""
-    make_env: Callable[[], gymnasium.Env]
-    """makes one evaluation environment; can be sent to another process"""
+    make_env: Callable[..., gymnasium.Env]
+    """makes one evaluation environment, with gymnasium's render_mode if given; can be sent to another process"""
     source: str
     """official (OGBench's files), collected, builtin, or user (a file that is not known to be official)"""
     path: str | None
@@ -208,7 +208,7 @@ class Bandit(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, render_mode: str | None = None):
         centers, means, self.slope = BANDITS[name]
         self.centers, self.means = np.array(centers), np.array(means)
 
@@ -223,6 +223,9 @@ class Bandit(gymnasium.Env):
         best = self.means == self.means.max()
         info = {"success": distances[best].min() <= 0.2, "support": distances[nearest] <= 0.2, "xy": np.array(action)}
         return np.ones(1, np.float32), float(reward), True, False, info
+
+    def render(self) -> None:
+        """Nothing to film in one step."""
 
 
 @contextlib.contextmanager

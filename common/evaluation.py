@@ -36,6 +36,7 @@ class Evaluator:
     def __init__(self, args, dataset: Dataset, act: Callable):
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.episodes, self.progress = args.eval_episodes, args.progress
+        self.film_at = args.steps if args.capture_video else None
         self.observation_dim = dataset.observation_dim
         rounds = math.ceil(self.episodes * len(self.seeds) / MAX_LANES)
         self.lanes = math.ceil(self.episodes / rounds)  # per seed
@@ -72,8 +73,9 @@ class Evaluator:
 
     def __call__(self, state, step: int, stopping: Callable[[], bool] = lambda: False) -> dict | None:
         """Results at training step `step`: arrays (seeds, episodes) named success, return, length and support (where
-        the environment reports it), and `paths`, the xy positions of each episode of the first seed. None if
-        `stopping()` became true on the way. Raises RuntimeError with the worker's traceback if an environment fails.
+        the environment reports it); `paths`, the xy positions of each episode of the first seed; `film`, frames of one
+        episode after the last step with --capture-video, or why there are none. None if `stopping()` became true on the
+        way. Raises RuntimeError with the worker's traceback if an environment fails.
         """
         keys = self._episode_keys(step)  # (seeds, episodes, 2)
         queues = [list(range(lane, self.episodes, self.lanes)) for _ in self.seeds for lane in range(self.lanes)]
@@ -82,7 +84,8 @@ class Evaluator:
             [_environment_seed(self.seeds[owner[lane]], step, episode) for episode in queue]
             for lane, queue in enumerate(queues)
         ]
-        self._send([environment_seeds[part] for part in self.slices])
+        film = [step == self.film_at and part.start == 0 for part in self.slices]
+        self._send([("start", environment_seeds[part], f) for part, f in zip(self.slices, film)])
         observations = np.concatenate(self._receive())
         position = np.zeros(len(queues), int)  # in the lane's queue
         tick = np.zeros(len(queues), np.int32)  # in the episode
@@ -95,8 +98,6 @@ class Evaluator:
         with bar:
             while active.any():
                 if stopping():
-                    self._send([None] * len(self.pipes))
-                    self._receive()
                     return None
                 episode = [queue[min(p, len(queue) - 1)] for queue, p in zip(queues, position)]
                 actions = self.act(
@@ -106,7 +107,7 @@ class Evaluator:
                     tick.reshape(shape),
                 )
                 actions = np.asarray(actions).reshape(len(queues), -1)
-                self._send([actions[part] for part in self.slices])
+                self._send([("step", actions[part]) for part in self.slices])
                 replies = self._receive()
                 observations = np.concatenate([reply[0] for reply in replies])
                 done = np.concatenate([reply[1] for reply in replies])
@@ -114,9 +115,10 @@ class Evaluator:
                 position += done
                 active &= position < [len(queue) for queue in queues]
                 bar.update(int(done.sum()))
-        self._send([None] * len(self.pipes))
-        records = [lane for reply in self._receive() for lane in reply]
-        return self._gather(records)
+        self._send([("results",)] * len(self.pipes))
+        replies = self._receive()
+        results = self._gather([lane for reply in replies for lane in reply[0]])
+        return results | {"film": replies[0][1]}
 
     def _gather(self, records: list[list[dict]]) -> dict:
         """Per lane and episode -> per seed and episode."""
@@ -192,23 +194,27 @@ def _main_module_hidden():
 # ------------------------------------------------------------------------------------------------------------- worker
 
 
-def _work(pipe: Connection, make_env: Callable[[], gymnasium.Env], num_lanes: int) -> None:
-    """Answers, until the pipe ends: a list of episode seeds per lane (start), actions (one tick), None (results)."""
+def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
+    """Answers until the pipe ends: start (episode seeds of each lane), step (an action for each lane), results."""
     # Ctrl-C and a batch system's SIGTERM reach the whole process group; when to stop is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lanes: list[Lane] = []
+    camera = Camera()
     try:
         while True:
-            message = pipe.recv()
-            if message is None:
-                pipe.send([lane.records for lane in lanes])
-            elif isinstance(message, list):
+            command, *message = pipe.recv()
+            if command == "start":
                 lanes = lanes or [Lane(make_env()) for _ in range(num_lanes)]
-                pipe.send(np.stack([lane.start(seeds) for lane, seeds in zip(lanes, message)]))
-            else:
-                observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, message)))
+                seeds, film = message
+                if film:
+                    lanes[0] = Lane(make_env(render_mode="rgb_array"), camera)
+                pipe.send(np.stack([lane.start(queue) for lane, queue in zip(lanes, seeds)]))
+            elif command == "step":
+                observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, *message)))
                 pipe.send((np.stack(observations), np.array(done)))
+            else:
+                pipe.send(([lane.records for lane in lanes], camera.film))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent has gone or has no more work
     except Exception:
@@ -216,11 +222,30 @@ def _work(pipe: Connection, make_env: Callable[[], gymnasium.Env], num_lanes: in
             pipe.send(traceback.format_exc())
 
 
-class Lane:
-    """One environment that plays a list of seeded episodes, one after the other."""
+class Camera:
+    """Every fourth frame of one episode, or why there is none: a machine without a graphics library is no reason to
+    lose a run."""
 
-    def __init__(self, env: gymnasium.Env):
-        self.env = env
+    def __init__(self):
+        self.film: list[np.ndarray] | str | None = None
+
+    def shoot(self, env: gymnasium.Env, step: int) -> None:
+        self.film = [] if self.film is None else self.film
+        if isinstance(self.film, str) or step % 4:
+            return
+        try:
+            frame = env.render()
+        except Exception as error:
+            self.film = f"{type(error).__name__}: {error}"
+            return
+        self.film = "this environment has no pictures" if frame is None else [*self.film, np.asarray(frame)]
+
+
+class Lane:
+    """One environment that plays a list of seeded episodes, one after the other; `camera` films the first."""
+
+    def __init__(self, env: gymnasium.Env, camera: Camera | None = None):
+        self.env, self.camera = env, camera
 
     def start(self, seeds: list[int]) -> np.ndarray:
         self.seeds, self.records = seeds, []
@@ -230,11 +255,11 @@ class Lane:
         """One step, and whether it ended an episode; the next one starts at once. After the last, zeros and False."""
         if self._finished():
             return np.zeros(self.env.observation_space.shape, np.float32), False
-        # OGBench also draws from NumPy's global generator, so each lane keeps a state of its own for it.
-        np.random.set_state(self.random_state)
+        np.random.set_bit_generator(self.global_random)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.random_state = np.random.get_state()
         self.rewards.append(float(reward))
+        if self.camera is not None and not self.records:
+            self.camera.shoot(self.env, len(self.rewards))
         if "xy" in info:
             self.path.append(info["xy"][:2])
         if not (terminated or truncated):
@@ -251,9 +276,10 @@ class Lane:
         if self._finished():
             return np.zeros(self.env.observation_space.shape, np.float32)
         seed = self.seeds[len(self.records)]
-        np.random.seed(seed)
+        # OGBench also draws from NumPy's global generator, so each episode brings its own.
+        self.global_random = np.random.MT19937(seed)
+        np.random.set_bit_generator(self.global_random)
         self.env.action_space.seed(seed)
         self.rewards, self.path = [], []
         observation, _ = self.env.reset(seed=seed)
-        self.random_state = np.random.get_state()
         return np.asarray(observation, np.float32)

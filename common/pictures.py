@@ -1,5 +1,5 @@
-"""The pictures at the end of a run. They need matplotlib (extra `plot`); without it, nothing is drawn and one line says
-so."""
+"""The pictures at the end of a run. The plots need matplotlib (extra `plot`); without it none are drawn, and one line
+says so."""
 
 from pathlib import Path
 
@@ -35,8 +35,7 @@ def plot_curve(path: Path, title: str, evaluations: list[dict], seeds: list[int]
 def plot_rollouts(path: Path, dataset: Dataset, paths: list[np.ndarray]) -> Path | None:
     """The last evaluation of the first seed. On a bandit: the data and the policy's actions. In a maze: where each
     episode went. None for other environments."""
-    plt = _pyplot()
-    if plt is None or not paths or not len(paths[0]):
+    if not paths or not len(paths[0]) or (plt := _pyplot()) is None:
         return None
     figure, axes = plt.subplots(figsize=(5, 5))
     if dataset.name in BANDITS:
@@ -69,11 +68,27 @@ def plot_rollouts(path: Path, dataset: Dataset, paths: list[np.ndarray]) -> Path
     return _save(plt, figure, path)
 
 
+def save_film(path: Path, film: list[np.ndarray] | str | None) -> Path | None:
+    """Frames as an animated picture; prints why if there are none though they were asked for."""
+    if isinstance(film, str):
+        print(f"no film: {film}")
+    if not film or isinstance(film, str):
+        return None
+    try:
+        import imageio.v3
+    except ImportError:
+        print("no film: pip install imageio")
+        return None
+    imageio.v3.imwrite(path, np.stack(film), duration=40, loop=0)
+    return path
+
+
 def _pyplot():
     """matplotlib.pyplot without a screen, or None."""
     try:
         import matplotlib
     except ImportError:
+        print("no pictures: pip install matplotlib")
         return None
     matplotlib.use("Agg")
     import matplotlib.pyplot

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from common import UserError
 from common.buffers import ReplayBuffer
 from common.datasets import Dataset, resolve_name
-from common.pictures import plot_curve, plot_rollouts
+from common.pictures import plot_curve, plot_rollouts, save_film
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Args:
     track: bool = False
     """log to Weights & Biases too (needs the extra `track`)"""
     capture_video: bool = False
-    """film an episode of the final policy (needs a graphics library: see README)"""
+    """film one episode of the final policy: film.gif (needs OpenGL; without a screen set MUJOCO_GL=egl)"""
     progress: bool = True
     """show progress bars on a terminal"""
 
@@ -226,7 +226,7 @@ class Run:
     metrics.csv         one line per seed and log interval or evaluation; TensorBoard events hold the same
     checkpoint.msgpack  the state of all seeds and the evaluations so far, written to another name, then renamed
     result.json         written when the run ends well
-    curve.png, rollouts.png
+    curve.png, rollouts.png, film.gif
 
     Leaving it closes all files. The first Ctrl-C or SIGTERM sets `stopping()`; the second one ends the process.
     """
@@ -239,6 +239,7 @@ class Run:
         self.measured_seconds, self.seconds_before = 0.0, 0.0
         self.evaluations: list[dict] = []
         self.paths: list[np.ndarray] = []
+        self.film: list[np.ndarray] | str | None = None
         self.signal: int | None = None
         self.checkpoint: dict | None = None
         if args.batch_size > len(dataset.rows):
@@ -321,7 +322,17 @@ class Run:
             for folder in self._writer_folders()
         ]
         self.csv = None
+        self.tracker = self._start_tracking() if self.args.track else None
         return self
+
+    def _start_tracking(self):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--track needs Weights & Biases: pip install -e '.[track]'") from None
+        config = json.loads((self.directory / "config.json").read_text())
+        name = self.directory.name
+        return wandb.init(project="offline-rl-jax", id=name, name=name, resume="allow", config=config)
 
     def _writer_folders(self) -> list[Path]:
         if len(self.seeds) == 1:
@@ -335,6 +346,8 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk has been reported already
             for file in (*self.writers, *([self.csv] if self.csv else [])):
                 file.close()
+        if self.tracker:
+            self.tracker.finish()
 
     def _on_signal(self, number: int, _) -> None:
         self.signal = number
@@ -420,8 +433,8 @@ class Run:
         """Logs what an Evaluator returned (nothing if it was stopped on the way)."""
         if results is None:
             return
-        self.paths = results.pop("paths")
-        means = {name: np.mean(x, axis=1) for name, x in results.items()}
+        self.paths, self.film = results["paths"], results["film"]
+        means = {name: x.mean(axis=1) for name, x in results.items() if name not in ("paths", "film")}
         self.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
         self._write_metrics({f"eval/{name}": x for name, x in means.items()})
         shown = "  ".join(f"{name} {_per_seed(x)}" for name, x in means.items())
@@ -451,17 +464,17 @@ class Run:
     def _write_metrics(self, metrics: dict[str, np.ndarray]) -> None:
         rows = csv.DictWriter(self.csv, self.columns)
         try:
-            for i, (seed, writer) in enumerate(zip(self.seeds, self._per_seed_writers())):
+            for i, (seed, writer) in enumerate(zip(self.seeds, self.writers)):
                 values = {name: float(x[i]) for name, x in metrics.items()}
                 rows.writerow({"step": self.step, "seed": seed} | values)
                 for name, value in values.items():
                     writer.add_scalar(name, value, self.step)
+                if self.tracker:  # one curve per seed, not their mixture
+                    prefix = f"seed{seed}/" if len(self.seeds) > 1 else ""
+                    self.tracker.log({prefix + name: value for name, value in values.items()}, step=self.step)
             self.csv.flush()
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}. {self._what_is_kept()}") from None
-
-    def _per_seed_writers(self) -> list[tensorboardX.SummaryWriter]:
-        return self.writers
 
     def save_due(self) -> bool:
         """Whether a checkpoint is due at this step."""
@@ -510,6 +523,7 @@ class Run:
         pictures = [
             plot_curve(self.directory / "curve.png", self.directory.name, self.evaluations, self.seeds),
             plot_rollouts(self.directory / "rollouts.png", self.dataset, self.paths),
+            save_film(self.directory / "film.gif", self.film),
         ]
         score = np.array(result["score_per_seed"])
         print(

@@ -174,7 +174,7 @@ def golden_gradients(case, module):
     return {name: (np.asarray(mean), np.asarray(flat(errors)[name])) for name, mean in flat(means).items()}
 
 
-# ------------------------------------------------------------------------------------------- problems with known answers
+# ------------------------------------------------------------------------------------------ problems with known answers
 
 
 def make_dataset(observations, actions, rewards, masks, terminals):

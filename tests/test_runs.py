@@ -212,7 +212,7 @@ def test_each_seed_gives_what_it_gives_alone(monkeypatch, tmp_path):
                     tolerance = 0.05 if name in ("eval/success", "eval/support") else 1e-3
                     assert float(a[name]) == pytest.approx(float(b[name]), rel=tolerance, abs=tolerance), name
     losses = [float(alone[seed][-2]["losses/critic"]) for seed in alone]
-    assert min(abs(a - b) for a, b in zip(losses, losses[1:])) > 0.01
+    assert len({round(loss, 2) for loss in losses}) == 3
 
 
 def test_results_do_not_depend_on_the_log_interval(monkeypatch, tmp_path):
@@ -253,7 +253,7 @@ def test_seeds_spread_over_devices(monkeypatch, tmp_path):
             assert float(a["losses/critic"]) == pytest.approx(float(b["losses/critic"]), rel=1e-3)
 
 
-# -------------------------------------------------------------------------------------------- stopping, resuming, errors
+# ------------------------------------------------------------------------------------------- stopping, resuming, errors
 
 
 def maze_command(data_dir: Path, runs_dir: Path) -> list:
