@@ -1,5 +1,6 @@
 """A run from the command line to result.json: arguments, seeds, resume, signals, files, errors."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -70,8 +71,15 @@ def test_preset_is_chosen_by_env_and_flags_win(capsys):
     assert "alpha=7" in capsys.readouterr().out
     assert parsed("--env", "cube-double-play-singletask-task3-v0").noise_dim == 8
     args = parsed("--env", "antmaze-medium-navigate")
-    assert args == dataclasses.replace(driftql.Args(), env="antmaze-medium-navigate")
+    assert args == dataclasses.replace(driftql.Args(), env="antmaze-medium-navigate", log_every=args.log_every)
     assert "none for antmaze-medium-navigate" in capsys.readouterr().out
+
+
+def test_log_interval_divides_what_is_asked_for():
+    for steps in ("1000", "750", "1000000"):
+        args = parsed("--env", "cube-double-play", "--steps", steps)
+        assert all(x % args.log_every == 0 for x in (args.steps, args.eval_every, args.save_every))
+    assert parsed("--env", "cube-double-play", "--log-every", "2000").log_every == 2000
 
 
 def test_presets_are_the_published_ones():
@@ -386,46 +394,51 @@ def small_run(tmp_path, **changes):
     return args, load_dataset("bandit")
 
 
-def test_a_kill_while_the_checkpoint_is_written_loses_nothing(tmp_path, monkeypatch):
-    """The process dies after half of the new checkpoint; the old one is whole."""
+@contextlib.contextmanager
+def a_run_with_a_checkpoint(tmp_path):
+    """A run at step 20, its checkpoint at step 10, and the state to save next."""
     args, dataset = small_run(tmp_path)
     state = jax.vmap(driftql.make_agent(args, 1, 2).init)(runs.seed_keys(args))
     with runs.Run(args, dataset) as record:
         record._open_metrics(["losses/critic"])
         record.step = 10
         record.save(state)
-
-        class Killed(BaseException):
-            pass
-
-        def dies(descriptor):
-            os.ftruncate(descriptor, 100)
-            raise Killed
-
         record.step = 20
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(os, "fsync", dies)
-            record.save(state)
+        yield record, state
     assert runs.load_checkpoint(record.directory)["step"] == 10
+
+
+def test_a_kill_while_the_checkpoint_is_written_loses_nothing(tmp_path, monkeypatch):
+    """The process dies after half of the new checkpoint; the old one is whole."""
+
+    class Killed(BaseException):
+        pass
+
+    def dies(descriptor):
+        os.ftruncate(descriptor, 100)
+        raise Killed
+
+    with a_run_with_a_checkpoint(tmp_path) as (record, state), monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "fsync", dies)
+        record.save(state)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    args, dataset = small_run(tmp_path)
-    state = jax.vmap(driftql.make_agent(args, 1, 2).init)(runs.seed_keys(args))
-    with runs.Run(args, dataset) as record:
-        record._open_metrics(["losses/critic"])
-        record.step = 10
-        record.save(state)
+    def full(_):
+        raise OSError(28, "No space left on device")
 
-        def full(_):
-            raise OSError(28, "No space left on device")
-
-        record.step = 20
-        with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+    with a_run_with_a_checkpoint(tmp_path) as (record, state):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left.*step 10 is kept"):
             patch.setattr(os, "fsync", full)
             record.save(state)
-    assert runs.load_checkpoint(record.directory)["step"] == 10
-    assert not list(record.directory.glob("*.tmp"))
+        assert not list(record.directory.glob("*.tmp"))
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    with a_run_with_a_checkpoint(tmp_path) as (record, state):
+        broken = state._replace(params=jax.tree.map(lambda x: x.at[0].set(jnp.inf), state.params))
+        with pytest.raises(UserError, match="not finite"):
+            record.save(broken)
 
 
 def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(monkeypatch, tmp_path, capsys):
@@ -451,17 +464,6 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(monkeypat
     (directory,) = (tmp_path / "runs").iterdir()
     assert runs.load_checkpoint(directory)["step"] == 100
     assert not (directory / "result.json").exists()
-
-
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
-    args, dataset = small_run(tmp_path)
-    state = jax.vmap(driftql.make_agent(args, 1, 2).init)(runs.seed_keys(args))
-    with runs.Run(args, dataset) as record:
-        record._open_metrics(["losses/critic"])
-        broken = state._replace(params=jax.tree.map(lambda x: x.at[0].set(jnp.inf), state.params))
-        with pytest.raises(UserError, match="not finite"):
-            record.save(broken)
-        assert not list(record.directory.glob("checkpoint*"))
 
 
 def test_one_compilation_serves_all_chunks_and_evaluations(monkeypatch, tmp_path):
