@@ -83,6 +83,15 @@ PRESETS = {
     "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
 }
 
+# Ours, not the paper's: small problems for a laptop. Much input noise and a wide Gaussian kernel spread the first
+# policy over the bandit, so that it can find both of its best modes.
+BANDIT = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3,
+    alpha=2, temperature=1.0, kernel="gaussian", num_candidates=16, noise_dim=16,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT}
+
 # ----------------------------------------------------------------------------------------------------------- networks
 
 

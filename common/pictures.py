@@ -1,6 +1,7 @@
 """The pictures at the end of a run. The plots need matplotlib (extra `plot`); without it none are drawn, and one line
 says so."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def save_film(path: Path, film: list[np.ndarray] | str | None) -> Path | None:
     return path
 
 
+@functools.cache
 def _pyplot():
     """matplotlib.pyplot without a screen, or None."""
     try:

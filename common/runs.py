@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import itertools
@@ -254,6 +255,8 @@ class Run:
             raise UserError(
                 f"--batch-size {args.batch_size} is larger than the dataset ({len(dataset.rows)} transitions)."
             )
+        if args.track and importlib.util.find_spec("wandb") is None:
+            raise UserError("--track needs Weights & Biases: pip install -e '.[track]'")
         if args.resume:
             self.directory = Path(args.resume)
             self._open_old()
@@ -334,10 +337,8 @@ class Run:
         return self
 
     def _start_tracking(self):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("--track needs Weights & Biases: pip install -e '.[track]'") from None
+        import wandb
+
         config = json.loads((self.directory / "config.json").read_text())
         name = self.directory.name
         return wandb.init(project="offline-rl-jax", id=name, name=name, resume="allow", config=config)
