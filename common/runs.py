@@ -362,7 +362,8 @@ class Run:
         self.signal = number
         for each in self.old_handlers:
             signal.signal(each, signal.SIG_DFL)
-        self.say("stopping at the end of this interval; press Ctrl-C again to stop at once and lose what is not saved")
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once and loses what is not saved\n")
 
     def stopping(self) -> bool:
         """Whether Ctrl-C or SIGTERM asked for an end."""
