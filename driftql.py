@@ -83,14 +83,19 @@ PRESETS = {
     "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
 }
 
-# Ours, not the paper's: small problems for a laptop. Much input noise and a wide Gaussian kernel spread the first
-# policy over the bandit, so that it can find both of its best modes.
+# Ours, not the paper's: small problems for a laptop. Much input noise and a wide Gaussian kernel keep the policy spread
+# out: over both of the bandit's best modes, and away from dead ends at the maze's walls.
 BANDIT = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3,
     alpha=2, temperature=1.0, kernel="gaussian", num_candidates=16, noise_dim=16,
     steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
 )  # fmt: skip
-PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT}
+POINTMAZE = dict(
+    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min",
+    alpha=1, temperature=3.0, kernel="gaussian", num_candidates=4, noise_dim=256,
+    steps=120_000, log_every=1_000, eval_every=20_000, save_every=20_000,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 
 # ----------------------------------------------------------------------------------------------------------- networks
 

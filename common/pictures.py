@@ -65,7 +65,7 @@ def plot_rollouts(path: Path, dataset: Dataset, paths: list[np.ndarray]) -> Path
         axes.autoscale_view()
         env.close()
     axes.set_aspect("equal")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     return _save(plt, figure, path)
 
 
