@@ -137,7 +137,8 @@ def test_a_killed_worker_is_reported():
 
 
 CRASH = """
-import sys, os, time
+import sys, os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have it ignored
 sys.path.insert(0, sys.argv[1])
 sys.path.insert(0, os.path.join(sys.argv[1], "tests"))
 import jax.numpy as jnp
