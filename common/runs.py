@@ -256,7 +256,7 @@ class Run:
                 f"--batch-size {args.batch_size} is larger than the dataset ({len(dataset.rows)} transitions)."
             )
         if args.track and importlib.util.find_spec("wandb") is None:
-            raise UserError("--track needs Weights & Biases: pip install -e '.[track]'")
+            raise UserError("--track needs Weights & Biases: uv pip install -e '.[track]'")
         if args.resume:
             self.directory = Path(args.resume)
             self._open_old()
@@ -627,5 +627,5 @@ def device_summary() -> str:
     device, v = jax.devices()[0], versions()
     line = f"{len(jax.devices())} x {device.device_kind}, jax {v['jax']}, ogbench {v['ogbench']}, python {v['python']}"
     if device.platform == "cpu" and Path("/proc/driver/nvidia/version").exists():
-        line += "\nWARNING this machine has an NVIDIA GPU, but JAX runs on the CPU: pip install -e '.[cuda12]'"
+        line += "\nWARNING this machine has an NVIDIA GPU, but JAX runs on the CPU: uv pip install -e '.[cuda12]'"
     return line
