@@ -26,6 +26,7 @@ import functools
 import hashlib
 import re
 import socket
+import sys
 import tempfile
 import urllib.error
 import warnings
@@ -89,6 +90,8 @@ class Dataset:
     rows: np.ndarray  # (N,) int32, rows at which a transition starts
     num_trajectories: int
     next_observations: np.ndarray | None = None  # (R, S), only where it is not the next row's observation
+    collection: dict | None = None
+    """how collected data were made (common/collect.py)"""
 
     @property
     def observation_dim(self) -> int:
@@ -113,6 +116,7 @@ class Dataset:
             "transitions": len(self.rows),
             "trajectories": self.num_trajectories,
             "sha256": self.sha256,
+            "collection": self.collection,
         }
 
     def summary(self) -> str:
@@ -133,29 +137,35 @@ def load_dataset(
     data: str = "auto",
     data_dir: str | None = None,
     dataset: str | None = None,
+    collect_episodes: int | None = None,
 ) -> Dataset:
     """Transitions and evaluation environment for `env`.
 
     env: short OGBench name (antmaze-large-navigate), full OGBench id, `bandit`, `bandit-corners`, or, with `dataset`,
         any gymnasium id.
     task: OGBench task 1 to 5; None is the benchmark's default.
-    data: `cache` reads `data_dir` only, `download` asks OGBench's host only, `auto` tries them in this order.
-    data_dir: folder of OGBench files; None is OGBench's own cache.
-    dataset: one's own npz file (see the top of this module).
+    data: `cache` reads `data_dir` only, `download` asks OGBench's host only, `collect` takes what was collected on this
+        machine or collects it, `auto` tries them in this order.
+    data_dir: folder of OGBench files; None is OGBench's own cache. Collected files are in its subfolder `collected`.
+    dataset: one's own npz file, or for an OGBench name one in OGBench's format (see the top of this module).
+    collect_episodes: training episodes to collect; None is OGBench's number.
 
     Raises UserError for anything that the user can mend: a name, a missing or damaged file, no network.
     """
     if dataset is not None:
+        path = Path(dataset).expanduser()
+        if _is_ogbench_name(env) and _in_ogbench_format(path):
+            return _load_ogbench(*resolve_name(env, task), path)
         if task is not None:
-            raise UserError("--task belongs to OGBench environments; it has no meaning with --dataset.")
-        return _load_user_dataset(env, Path(dataset).expanduser())
+            raise UserError("--task belongs to OGBench datasets; it has no meaning with your own rewards.")
+        return _load_user_dataset(env, path)
     if env in BANDITS:
         if task is not None:
             raise UserError(f"--env {env} has no tasks; leave --task out.")
         return _make_bandit_dataset(env)
     name, task = resolve_name(env, task)
     folder = Path(data_dir or CACHE_DIR).expanduser()
-    return _load_ogbench(name, task, _find_file(name, folder, data, given=data_dir is not None))
+    return _load_ogbench(name, task, _find_file(name, folder, data, data_dir is not None, collect_episodes))
 
 
 def resolve_name(env: str, task: int | None = None) -> tuple[str, int]:
@@ -189,10 +199,15 @@ def make_ogbench_env(name: str, task: int, **kwargs) -> gymnasium.Env:
     papers' numbers were made; newer versions compute it on the state before the action.
     """
     env_name = "-".join([*name.split("-")[:-1], "singletask", f"task{task}", "v0"])
+    return make_raw_ogbench_env(env_name, success_timing="post", **kwargs)
+
+
+def make_raw_ogbench_env(env_id: str, **kwargs) -> gymnasium.Env:
+    """Any of OGBench's environments, without its warnings and temporary files."""
     with _quiet(), _temporary_files_removed():
         import ogbench  # noqa: F401  (registers the environments)
 
-        return gymnasium.make(env_name, success_timing="post", disable_env_checker=True, **kwargs)
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
 
 
 def make_user_env(env: str, **kwargs) -> gymnasium.Env:
@@ -252,9 +267,26 @@ def _temporary_files_removed():
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def _find_file(name: str, folder: Path, data: str, given: bool) -> Path:
-    """Path of the npz file of `name`, downloaded if need be."""
+def _is_ogbench_name(env: str) -> bool:
+    with contextlib.suppress(UserError):
+        return bool(resolve_name(env))
+    return False
+
+
+def _in_ogbench_format(path: Path) -> bool:
+    """Whether rewards have to be computed from the positions in the file."""
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as file:
+        return "qpos" in file and "rewards" not in file
+    return False
+
+
+def _find_file(name: str, folder: Path, data: str, given: bool, episodes: int | None) -> Path:
+    """Path of the npz file of `name`, downloaded or collected if need be."""
+    from common.collect import collect
+
     path = folder / f"{name}-v0.npz"
+    if data == "collect":
+        return collect(name, folder / "collected", episodes)
     if data == "cache" or (data == "auto" and path.exists()):
         if given and not folder.is_dir():
             raise UserError(f"--data-dir {folder} is not a folder.")
@@ -266,7 +298,17 @@ def _find_file(name: str, folder: Path, data: str, given: bool) -> Path:
         return path
     if given and folder.exists() and not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder.")
-    return _download(name, folder)
+    try:
+        return _download(name, folder)
+    except Unreachable as error:
+        if data == "download":
+            raise
+        print(f"        {error}", file=sys.stderr)
+    return collect(name, folder / "collected", episodes)
+
+
+class Unreachable(UserError):
+    """OGBench's host does not answer."""
 
 
 def _download(name: str, folder: Path) -> Path:
@@ -279,10 +321,10 @@ def _download(name: str, folder: Path) -> Path:
     try:
         ogbench.download_datasets([f"{name}-v0"], str(folder))
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"{path} does not exist and OGBench's download host cannot be reached ({reason}). Copy {name}-v0.npz from "
-            f"a machine with a network and name its folder with --data-dir, or try --env bandit, which needs no file."
+        raise Unreachable(
+            f"{path} does not exist and OGBench's download host cannot be reached "
+            f"({getattr(error, 'reason', error)}). --data collect makes the data on this machine; or copy {path.name} "
+            f"from a machine with a network and name its folder with --data-dir."
         ) from None
     except OSError as error:
         raise UserError(f"cannot write the dataset to {folder}: {error.strerror or error}.") from None
@@ -365,6 +407,8 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     """Reads an OGBench file and labels it with the rewards of one task."""
     from ogbench.relabel_utils import relabel_dataset
 
+    from common.collect import read_record
+
     button_states = ("button_states",) if name.split("-")[0] in ("scene", "puzzle") else ()
     arrays = _read_npz(path, ("observations", "actions", "terminals", "qpos", *button_states))
     env = make_ogbench_env(name, task)
@@ -377,9 +421,19 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     rows = np.flatnonzero(arrays["terminals"] == 0).astype(np.int32)
     if len(rows) == 0:
         raise UserError(f"{path} holds no transition: every row is terminal.")
-    official = _official_transitions(name)
-    source = "official" if official in (None, len(rows)) else "user"
-    if source == "user":
+    official, record = _official_transitions(name), read_record(path)
+    if record is not None:
+        source = "collected"
+        print(
+            f"WARNING These are NOT OGBench's official data. They were collected on this machine with its procedure: "
+            f"{record['episodes']:,} episodes (official: {record['official_episodes']:,}). Do not compare scores with "
+            f"published ones.",
+            file=sys.stderr,
+        )
+    elif official in (None, len(rows)):
+        source = "official"
+    else:
+        source = "user"
         print(
             f"NOTE    {path} is not OGBench's official {name}: {len(rows):,} transitions, the official file has "
             f"{official:,}. Do not compare scores with published ones."
@@ -390,13 +444,14 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
         make_env=functools.partial(make_ogbench_env, name, task),
         source=source,
         path=str(path.absolute()),
-        sha256=_sha256(path),
+        sha256=sha256(path),
         observations=arrays["observations"],
         actions=_clip(arrays["actions"]),
         rewards=arrays["rewards"],
         masks=arrays["masks"],
         rows=rows,
         num_trajectories=int(arrays["terminals"].sum()),
+        collection=record,
     )
 
 
@@ -431,7 +486,7 @@ def _load_user_dataset(env_name: str, path: Path) -> Dataset:
         make_env=functools.partial(make_user_env, env_name),
         source="user",
         path=str(path.absolute()),
-        sha256=_sha256(path),
+        sha256=sha256(path),
         observations=arrays["observations"],
         actions=_clip(arrays["actions"]),
         rewards=arrays["rewards"],
@@ -470,7 +525,8 @@ def _clip(actions: np.ndarray) -> np.ndarray:
     return np.clip(actions, -1.0 + 1e-5, 1.0 - 1e-5)  # as the authors do on loading
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's contents, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 24):

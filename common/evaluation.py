@@ -6,13 +6,7 @@ depend on (seed, evaluation step, episode) alone, and the lanes do not depend on
 the result. Workers need NumPy and MuJoCo only; JAX is imported where the policy is called.
 """
 
-import contextlib
 import math
-import multiprocessing
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -21,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.datasets import Dataset
+from common.workers import Workers, receive, send, usable_cores
 
 MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes 200 MB
 INFO = ("success", "support")  # what an environment may report at the end of an episode, besides return and length
@@ -43,33 +38,15 @@ class Evaluator:
         self.act = self._compile(act)
 
         total = self.lanes * len(self.seeds)
-        num_workers = min(args.eval_workers or _usable_cores(), total)
+        num_workers = min(args.eval_workers or usable_cores(), total)
         self.slices = [slice(x[0], x[-1] + 1) for x in np.array_split(np.arange(total), num_workers)]
-        self.pipes: list[Connection] = []
-        self.workers: list[multiprocessing.Process] = []
-        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
-        with _main_module_hidden():
-            for part in self.slices:
-                here, there = context.Pipe()
-                worker = context.Process(
-                    target=_work, args=(there, dataset.make_env, part.stop - part.start), daemon=True
-                )
-                worker.start()
-                there.close()
-                self.pipes.append(here)
-                self.workers.append(worker)
+        self.workers = Workers(_work, [(dataset.make_env, part.stop - part.start) for part in self.slices])
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for pipe in self.pipes:
-            pipe.close()  # a worker ends when its pipe does
-        for worker in self.workers:
-            worker.join(timeout=2)
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
+        self.workers.__exit__()
 
     def __call__(self, state, step: int, stopping: Callable[[], bool] = lambda: False) -> dict | None:
         """Results at training step `step`: arrays (seeds, episodes) named success, return, length and support (where
@@ -115,7 +92,7 @@ class Evaluator:
                 position += done
                 active &= position < [len(queue) for queue in queues]
                 bar.update(int(done.sum()))
-        self._send([("results",)] * len(self.pipes))
+        self._send([("results",)] * len(self.slices))
         replies = self._receive()
         results = self._gather([lane for reply in replies for lane in reply[0]])
         return results | {"film": replies[0][1]}
@@ -131,23 +108,11 @@ class Evaluator:
         return results | {"paths": [r["path"] for r in by_episode[0]]}
 
     def _send(self, messages: list) -> None:
-        for pipe, message in zip(self.pipes, messages):
-            with contextlib.suppress(BrokenPipeError):  # the reason comes with the answer, or its absence
-                pipe.send(message)
+        for pipe, message in zip(self.workers.pipes, messages):
+            send(pipe, message)
 
     def _receive(self) -> list:
-        replies = []
-        for pipe in self.pipes:
-            try:
-                reply = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                raise RuntimeError(
-                    "an evaluation worker died; is the memory full? Try a lower --eval-workers"
-                ) from None
-            if isinstance(reply, str):
-                raise RuntimeError(f"an evaluation environment failed:\n{reply}")
-            replies.append(reply)
-        return replies
+        return [receive(pipe) for pipe in self.workers.pipes]
 
     def _compile(self, act: Callable) -> Callable:
         import jax
@@ -173,53 +138,26 @@ def _environment_seed(seed: int, step: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, step, episode]).generate_state(1)[0])
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _main_module_hidden():
-    """A spawned process imports the main module again, and with the script all of JAX, which a worker does not need."""
-    main = sys.modules["__main__"]
-    file, spec = main.__dict__.pop("__file__", None), main.__spec__
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__spec__ = spec
-        if file is not None:
-            main.__file__ = file
-
-
 # ------------------------------------------------------------------------------------------------------------- worker
 
 
 def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
     """Answers until the pipe ends: start (episode seeds of each lane), step (an action for each lane), results."""
-    # Ctrl-C and a batch system's SIGTERM reach the whole process group; when to stop is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lanes: list[Lane] = []
     camera = Camera()
-    try:
-        while True:
-            command, *message = pipe.recv()
-            if command == "start":
-                lanes = lanes or [Lane(make_env()) for _ in range(num_lanes)]
-                seeds, film = message
-                if film:
-                    lanes[0] = Lane(make_env(render_mode="rgb_array"), camera)
-                pipe.send(np.stack([lane.start(queue) for lane, queue in zip(lanes, seeds)]))
-            elif command == "step":
-                observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, *message)))
-                pipe.send((np.stack(observations), np.array(done)))
-            else:
-                pipe.send(([lane.records for lane in lanes], camera.film))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent has gone or has no more work
-    except Exception:
-        with contextlib.suppress(OSError):
-            pipe.send(traceback.format_exc())
+    while True:
+        command, *message = pipe.recv()
+        if command == "start":
+            lanes = lanes or [Lane(make_env()) for _ in range(num_lanes)]
+            seeds, film = message
+            if film:
+                lanes[0] = Lane(make_env(render_mode="rgb_array"), camera)
+            pipe.send(np.stack([lane.start(queue) for lane, queue in zip(lanes, seeds)]))
+        elif command == "step":
+            observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, *message)))
+            pipe.send((np.stack(observations), np.array(done)))
+        else:
+            pipe.send(([lane.records for lane in lanes], camera.film))
 
 
 class Camera:

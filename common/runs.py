@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,12 +46,15 @@ class Args:
     """OGBench dataset (short name or full id), bandit, bandit-corners, or with --dataset any gymnasium id"""
     task: int | None = None
     """OGBench task, 1 to 5; None is the benchmark's default"""
-    data: Literal["auto", "cache", "download"] = "auto"
-    """cache: only files that are there; download: OGBench's host; auto: cache, else download"""
+    data: Literal["auto", "cache", "download", "collect"] = "auto"
+    """cache: only files that are there; download: OGBench's host; collect: made on this machine, not the official data;
+    auto: cache, else download, else collect"""
     data_dir: str | None = None
-    """folder with OGBench's npz files; None is ~/.ogbench/data"""
+    """folder with OGBench's npz files; None is ~/.ogbench/data. Collected data go to its subfolder `collected`"""
+    collect_episodes: int | None = None
+    """training episodes if data are collected; None is OGBench's number"""
     dataset: str | None = None
-    """your own npz file (format: common/datasets.py)"""
+    """your own npz file, or one in OGBench's format for an OGBench --env (formats: common/datasets.py)"""
     seed: int = 0
     """seed of parameters, batches and evaluation"""
     num_seeds: int = 1
@@ -90,12 +93,19 @@ def launch(main: Callable[[Any], None], args_class: type, presets: dict[str, dic
     """Parses the command line and runs `main(args)`. A UserError becomes one line on standard error and exit code 2."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
-    try:
+    with one_line_errors(algorithm_name(args_class)):
         main(parse(args_class, presets, sys.argv[1:]))
+
+
+@contextlib.contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """A UserError becomes one line on standard error and exit code 2."""
+    try:
+        yield
     except UserError as error:
-        print(f"{algorithm_name(args_class)}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # before the run was set up, or the second Ctrl-C
+    except KeyboardInterrupt:  # before a run was set up, or the second Ctrl-C
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
 
@@ -104,11 +114,11 @@ def parse(args_class: type, presets: dict[str, dict], argv: list[str]) -> Any:
     """Arguments from defaults, then the environment's preset, then the command line; or, with --resume, from the run's
     `config.json`. Raises UserError for what cannot be used."""
     without_help = [word for word in argv if word not in ("-h", "--help")]
-    given = _command_line(args_class, without_help, args_class())
+    given = command_line(args_class, without_help, args_class())
     if given.resume is not None:
         return _resumed_args(args_class, without_help, given.resume)
     name = _preset_name(given)
-    args = _with_log_interval(_command_line(args_class, argv, args_class(**presets.get(name, {}))))
+    args = _with_log_interval(command_line(args_class, argv, args_class(**presets.get(name, {}))))
     check(args)
     values = " ".join(f"{key}={getattr(args, key)}" for key in presets.get(name, {}))
     print(f"preset  {name}: {values}" if values else f"preset  none for {name}: the script's defaults, untuned")
@@ -130,9 +140,11 @@ def _preset_name(args: Any) -> str:
     return args.env
 
 
-def _command_line(args_class: type, argv: list[str], default: Any) -> Any:
-    """tyro's parser, its boxed messages reduced to one line."""
-    program = f"{algorithm_name(args_class)}.py"
+def command_line(
+    args_class: type, argv: list[str], default: Any = tyro.MISSING_NONPROP, program: str | None = None
+) -> Any:
+    """tyro's parser, its boxed messages reduced to one line. `program` is what --help calls it; None is the script."""
+    program = program or f"{algorithm_name(args_class)}.py"
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -197,7 +209,7 @@ def _resumed_args(args_class: type, argv: list[str], directory: str) -> Any:
             f"--resume {folder}: made by another version of {algorithm}.py (commit {config['git_commit']})."
         )
     saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    args = _command_line(args_class, argv, args_class(**saved))
+    args = command_line(args_class, argv, args_class(**saved))
     changed = [name for name in names - set(MAY_CHANGE_ON_RESUME) if getattr(args, name) != saved[name]]
     if changed:
         flag = changed[0].replace("_", "-")
@@ -285,6 +297,8 @@ class Run:
             for key in ("data_dir", "dataset")
             if getattr(args, key) is not None
         }  # so that --resume finds them from any folder
+        if dataset.source == "collected" and args.dataset is None:
+            paths["data"] = "collect"  # and does not download the official data if the network is back
         config = {"algo": self.algorithm, "args": dataclasses.asdict(args) | paths} | self._circumstances()
         try:
             _write(directory / "config.json", json.dumps(config, indent=2).encode())

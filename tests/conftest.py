@@ -1,5 +1,6 @@
 """Small real data and ways to run a script, for all tests."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,13 @@ def start(script: str, *argv, **options) -> subprocess.Popen:
     """The script as a user starts it, in a process of its own."""
     command = [sys.executable, str(ROOT / script), "--no-progress", *map(str, argv)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is more than an exit code that nobody has collected."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, alive
 
 import driftql
 from common.datasets import load_dataset, make_ogbench_env
@@ -123,7 +122,7 @@ def test_a_failing_environment_is_reported_with_its_traceback():
     with Evaluator(args, custom_dataset(Failing), act) as evaluate:
         with pytest.raises(RuntimeError, match="the simulation blew up"):
             evaluate(jnp.zeros(1), 0)
-        workers = evaluate.workers
+        workers = evaluate.workers.processes
     assert not any(worker.is_alive() for worker in workers)
 
 
@@ -131,8 +130,8 @@ def test_a_killed_worker_is_reported():
     args = driftql.Args(env="bandit", eval_episodes=4, progress=False)
     act = lambda state, observations, key: observations  # noqa: E731
     with Evaluator(args, custom_dataset(Recorder), act) as evaluate:
-        evaluate.workers[0].kill()
-        with pytest.raises(RuntimeError, match="worker died"):
+        evaluate.workers.processes[0].kill()
+        with pytest.raises(RuntimeError, match="worker process died"):
             evaluate(jnp.zeros(1), 0)
 
 
@@ -148,21 +147,11 @@ from test_evaluation import Recorder, custom_dataset
 args = driftql.Args(env="bandit", eval_episodes=4, eval_workers=2, progress=False)
 with Evaluator(args, custom_dataset(Recorder), lambda state, observations, key: observations) as evaluate:
     evaluate(jnp.zeros(1), 0)
-    print(*[worker.pid for worker in evaluate.workers], flush=True)
+    print(*[worker.pid for worker in evaluate.workers.processes], flush=True)
     if sys.argv[2] == "crash":
         raise ValueError("crash")
     time.sleep(60)
 """
-
-
-def alive(pid: int) -> bool:
-    """Whether the process exists and is more than an exit code that nobody has collected."""
-    try:
-        os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 @pytest.mark.parametrize("how", ["crash", "kill", "interrupt"])

@@ -1,0 +1,97 @@
+"""Worker processes that end when their pipe does, so that none outlives its parent, however that one ends. This module
+and what runs in a worker do not import JAX, which takes seconds and hundreds of megabytes per process."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+
+
+class Workers:
+    """One process per tuple in `arguments`, each running target(pipe, *arguments). A context manager: leaving it closes
+    the pipes, which ends the workers."""
+
+    def __init__(self, target: Callable, arguments: Sequence[tuple]):
+        self.pipes: list[Connection] = []
+        self.processes: list[multiprocessing.Process] = []
+        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
+        with _main_module_hidden():
+            for its_arguments in arguments:
+                here, there = context.Pipe()
+                process = context.Process(target=_run, args=(target, there, *its_arguments), daemon=True)
+                process.start()
+                there.close()
+                self.pipes.append(here)
+                self.processes.append(process)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(timeout=2)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def send(pipe: Connection, message) -> None:
+    """Never fails: if the worker has died, the reason comes with `receive`."""
+    with contextlib.suppress(BrokenPipeError):
+        pipe.send(message)
+
+
+def receive(pipe: Connection):
+    """The worker's next message. Raises RuntimeError, with the worker's traceback if there is one, if it failed or
+    died."""
+    try:
+        message = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise RuntimeError("a worker process died; is the memory full? Try fewer of them") from None
+    if isinstance(message, _Failure):
+        raise RuntimeError(f"a worker process failed:\n{message}")
+    return message
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which a batch system may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Failure(str):
+    """A traceback on its way to the parent."""
+
+
+def _run(target: Callable, pipe: Connection, *arguments) -> None:
+    # Ctrl-C and a batch system's SIGTERM reach the whole process group; when to stop is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module="gymnasium")  # of OGBench's own spaces, once per process
+    try:
+        target(pipe, *arguments)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent has gone or has no more work
+    except Exception:
+        with contextlib.suppress(OSError):
+            pipe.send(_Failure(traceback.format_exc()))
+
+
+@contextlib.contextmanager
+def _main_module_hidden():
+    """A spawned process imports the main module again, and with the script all of JAX, which a worker does not need."""
+    main = sys.modules["__main__"]
+    file, spec = main.__dict__.pop("__file__", None), main.__spec__
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
