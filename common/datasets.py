@@ -302,13 +302,21 @@ def _find_file(name: str, folder: Path, data: str, given: bool, episodes: int | 
         return _download(name, folder)
     except Unreachable as error:
         if data == "download":
-            raise
-        print(f"        {error}", file=sys.stderr)
+            raise UserError(
+                f"{path} does not exist and OGBench's download host cannot be reached ({error}). --data collect makes "
+                f"the data on this machine; or copy {path.name} from a machine with a network and name its folder with "
+                f"--data-dir."
+            ) from None
+        print(
+            f"WARNING {path} does not exist and OGBench's download host cannot be reached ({error}): falling back to "
+            f"data collected on this machine.",
+            file=sys.stderr,
+        )
     return collect(name, folder / "collected", episodes)
 
 
-class Unreachable(UserError):
-    """OGBench's host does not answer."""
+class Unreachable(Exception):
+    """OGBench's host does not answer, and why."""
 
 
 def _download(name: str, folder: Path) -> Path:
@@ -321,11 +329,7 @@ def _download(name: str, folder: Path) -> Path:
     try:
         ogbench.download_datasets([f"{name}-v0"], str(folder))
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise Unreachable(
-            f"{path} does not exist and OGBench's download host cannot be reached "
-            f"({getattr(error, 'reason', error)}). --data collect makes the data on this machine; or copy {path.name} "
-            f"from a machine with a network and name its folder with --data-dir."
-        ) from None
+        raise Unreachable(getattr(error, "reason", error)) from None
     except OSError as error:
         raise UserError(f"cannot write the dataset to {folder}: {error.strerror or error}.") from None
     finally:
