@@ -5,23 +5,15 @@ import dataclasses
 import inspect
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS
 
+import driftql
 from common import runs
-
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
-
-
-@pytest.fixture(params=SCRIPTS)
-def script(request):
-    return import_module(request.param)
 
 
 def imports(path: Path) -> set[str]:
@@ -51,6 +43,12 @@ def test_parts_stand_in_the_same_order(script):
     assert present == sorted(present, key=lines.get)
     assert {"Args", "PRESETS", "TrainState", "Agent", "make_agent", "main"} <= set(names)
     assert "arxiv.org" in script.__doc__
+
+
+def test_main_is_the_same_everywhere(script):
+    """So is the agent's interface: who has read one script can read all, and a fix reaches all."""
+    for name in ("Agent", "main"):
+        assert inspect.getsource(getattr(script, name)) == inspect.getsource(getattr(driftql, name)), name
 
 
 def test_every_argument_and_public_function_is_documented(script):
