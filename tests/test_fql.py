@@ -98,7 +98,7 @@ def test_the_flow_reproduces_the_data():
             }  # fmt: skip
             return agent.update(state, batch)
 
-        return jax.lax.scan(step, state, jax.random.split(jax.random.PRNGKey(2), 2000))[0]
+        return jax.lax.scan(step, state, jax.random.split(jax.random.PRNGKey(2), 1000))[0]
 
     state = train(agent.init(jax.random.PRNGKey(0)))
     flow, observations = fql.Flow(args.hidden_dims, 1), jnp.zeros((500, 1))
