@@ -235,14 +235,14 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
 
     def actor_loss(actor_params, state, batch, key):
-        # Routing: all candidates are drawn to find the winner, which needs no gradient and no critic.
-        latents = sample_latents(key, (args.batch_size, args.num_candidates, action_dim))
+        # Routing: to find the winner, all candidates are needed, but no gradient and no critic.
+        latents = sample_latents(key, (len(batch["actions"]), args.num_candidates, action_dim))
         repeated = jnp.repeat(batch["observations"][:, None], args.num_candidates, axis=1)  # (B, K, S)
         candidates = jnp.clip(actor.apply(state.params["actor"], repeated, latents), -1, 1)  # (B, K, A)
         winner = route(candidates, batch["actions"])  # (B,)
 
-        # Behaviour and improvement: the winner is drawn again, with gradient, and is the only candidate of the loss.
-        # The parameters of the critics are constants here.
+        # Behaviour and improvement: the winner once more, now with gradient, as the only candidate of the loss. The
+        # parameters of the critics are constants here.
         latents = jnp.take_along_axis(latents, winner[:, None, None], axis=1)  # (B, 1, A)
         candidates = jnp.clip(actor.apply(actor_params, batch["observations"][:, None], latents), -1, 1)
         q = critic.apply(state.params["critic"], batch["observations"][:, None], candidates)  # (2, B, 1)

@@ -28,7 +28,6 @@ def test_latents_are_uniform_in_the_ball(case):
     entry_error = np.sqrt(case["exact_cov_diag"] / n)
     assert np.abs(latents.mean(axis=0)).max() < 5 * entry_error
     exact_cov = case["exact_cov_diag"] * np.eye(dim)
-    # Fourth moments are bounded by the ball's: R^4 is more than enough for the error of a product.
     product_error = np.sqrt((latents[:, :, None] * latents[:, None, :]).var(axis=0) / n)
     assert np.all(np.abs(np.cov(latents.T) - exact_cov) < 5 * product_error)
     assert np.all(np.abs(np.cov(latents.T) - case["cov"]) < 5 * np.sqrt(2) * product_error)
@@ -115,7 +114,7 @@ def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
     params, target = layout("param"), critic_params(case, "param.target_critic")
     state = agent.init(jax.random.PRNGKey(0))._replace(params=params, target_critic=target)
     batch = {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
-    after, metrics = agent.update(state, batch)
+    after, metrics = jax.jit(agent.update)(state, batch)
 
     actor, critic = drol.Actor(args.hidden_dims, int(case["action_dim"])), Critic(args.hidden_dims)
     repeated = jnp.repeat(batch["observations"][:, None], args.num_candidates, axis=1)
@@ -127,7 +126,7 @@ def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
         q = critic.apply(params["critic"], repeated, candidates)  # (2, B, K)
         return drol.routed_loss(candidates, batch["actions"], q, args.bc_coef, args.q_coef)
 
-    gradient, of_all = jax.grad(loss_of_all, has_aux=True)(params["actor"])
+    gradient, of_all = jax.jit(jax.grad(loss_of_all, has_aux=True))(params["actor"])
     for name, value in of_all.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
     ours = jax.tree.map(lambda mu: mu / (1 - 0.9), after.optimizer_state[0].mu["actor"])
