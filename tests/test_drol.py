@@ -33,10 +33,10 @@ def test_latents_are_uniform_in_the_ball(case):
     assert np.all(np.abs(np.cov(latents.T) - case["cov"]) < 5 * np.sqrt(2) * product_error)
 
 
-def test_latents_in_one_dimension_are_finite():
-    latents = drol.sample_latents(jax.random.PRNGKey(0), (4_000_000, 1))
-    assert np.isfinite(latents).all()
-    assert np.abs(latents).max() <= 1
+def test_a_direction_of_length_zero_is_no_nan(monkeypatch):
+    """In one dimension float32 normals are exactly 0 about once in ten million draws."""
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.zeros(shape))
+    np.testing.assert_array_equal(drol.sample_latents(jax.random.PRNGKey(0), (5, 1)), 0)
 
 
 def golden_q(case, candidates):

@@ -14,6 +14,7 @@ from conftest import ROOT, SCRIPTS
 
 import driftql
 from common import runs
+from common.datasets import BANDITS, OGBENCH_NAMES
 
 
 def imports(path: Path) -> set[str]:
@@ -65,6 +66,7 @@ def test_every_argument_and_public_function_is_documented(script):
 
 def test_presets_are_valid_arguments(script):
     fields = {field.name for field in dataclasses.fields(script.Args)}
+    assert script.PRESETS.keys() <= {*OGBENCH_NAMES, *BANDITS, *getattr(script, "D4RL", {})}
     for env, preset in script.PRESETS.items():
         assert preset.keys() <= fields, env
         runs.check(script.Args(**preset))
