@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 sys.path.insert(0, str(ROOT))
+pytest.register_assert_rewrite("parity")
 
 from common import runs  # noqa: E402
 from common.datasets import make_ogbench_env  # noqa: E402
@@ -32,6 +35,12 @@ def write_pointmaze(path: Path, episodes: int = 6, steps: int = 101) -> dict[str
     arrays = {name: np.array(x, bool if name == "terminals" else np.float32) for name, x in columns.items()}
     np.savez(path, **arrays)
     return arrays
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    """Each script at the top, as a module."""
+    return import_module(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""How fast a script trains, and what that is compared with: `python tools/bench.py driftql`.
+"""How fast the scripts train, and what that is compared with: `python tools/bench.py`.
 
 Everything is measured in one process, in turns, and reported as the median over the rounds:
   scan      the script's way: dataset on the device, many updates in one compiled program
@@ -6,15 +6,18 @@ Everything is measured in one process, in turns, and reported as the median over
   ceiling   a large matrix product, the most arithmetic per second that this device gives to JAX here
 FLOPs per update come from XLA's cost analysis of one update.
 
-    python tools/bench.py driftql                                            # the paper's networks, antmaze shapes
-    python tools/bench.py driftql --env pointmaze-medium-navigate --dims 2 2  # the small preset
-    python tools/bench.py driftql --num-seeds 8 --rounds 5                   # any argument of the script too
+    python tools/bench.py                                                         # all; antmaze shapes and presets
+    python tools/bench.py driftql fql --env pointmaze-medium-navigate --dims 2 2  # two of them, the small presets
+    python tools/bench.py driftql --num-seeds 8 --rounds 5                        # any argument of the scripts too
 
-The data are random numbers of the right shape: speed does not depend on them.
+The data are random numbers of the right shape: speed does not depend on them. For DROL a line below the table says what
+it saves that critic and gradient are evaluated for the winning candidate only.
 """
 
 import argparse
+import functools
 import importlib
+import itertools
 import statistics
 import sys
 import time
@@ -29,8 +32,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import UserError, runs
 from common.buffers import make_buffer, sample
+from common.critics import Critic
 from common.datasets import Dataset
 
+SCRIPTS = sorted(path.stem for path in Path(__file__).parent.parent.glob("*.py"))
 MATMUL = 2048  # rows and columns of the product that measures the ceiling
 
 
@@ -110,11 +115,9 @@ def make_host(agent, args, dataset: Dataset, num_updates: int) -> Callable[[], o
     return call
 
 
-def flops_per_update(agent, args, dataset: Dataset) -> float:
-    """Of one seed, by XLA's cost analysis."""
-    state = agent.init(jax.random.PRNGKey(0))
-    batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), args.batch_size)
-    cost = jax.jit(agent.update).lower(state, batch).compile().cost_analysis()
+def flops(function: Callable, *inputs) -> float:
+    """Of one call, by XLA's cost analysis."""
+    cost = jax.jit(function).lower(*inputs).compile().cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 
@@ -135,6 +138,45 @@ def make_act(agent, observation_dim: int, batch: int) -> Callable[[], object]:
     return lambda: np.asarray(act(state, observations, key))
 
 
+def what_routing_saves(drol, args, dims: tuple[int, int], rounds: int, seconds: float) -> str:
+    """DROL's actor gradient as in `drol.py`, with the gradient through all K candidates, and with the critic at all of
+    them too. A test shows that the first and the last are equal."""
+    state, key = drol.make_agent(args, *dims).init(jax.random.PRNGKey(0)), jax.random.PRNGKey(1)
+    batch = sample(make_buffer(random_dataset(*dims, size=10_000)), key, args.batch_size)
+    actor, critic = drol.Actor(args.hidden_dims, dims[1]), Critic(args.hidden_dims)
+    shape = (args.batch_size, args.num_candidates, dims[1])
+
+    def loss(actor_params, state, batch, way):
+        def draw(params, latents):
+            repeated = jnp.repeat(batch["observations"][:, None], latents.shape[1], axis=1)
+            return repeated, jnp.clip(actor.apply(params, repeated, latents), -1, 1)
+
+        latents = drol.sample_latents(key, shape)
+        observations, candidates = draw(state.params["actor"] if way == "winner" else actor_params, latents)
+        winner = drol.route(candidates, batch["actions"])[:, None, None]
+        if way == "winner":
+            observations, candidates = draw(actor_params, jnp.take_along_axis(latents, winner, axis=1))
+        elif way == "gradient through all":
+            observations, candidates = observations[:, :1], jnp.take_along_axis(candidates, winner, axis=1)
+        q = critic.apply(state.params["critic"], observations, candidates)
+        return drol.routed_loss(candidates, batch["actions"], q, args.bc_coef, args.q_coef)[0]
+
+    ways = ("winner", "gradient through all", "critic at all too")
+    gradients = {way: functools.partial(jax.grad(loss), way=way) for way in ways}
+    inputs = (state.params["actor"], state, batch)
+    compiled = {way: jax.jit(gradient) for way, gradient in gradients.items()}
+    times = {way: [] for way in ways}
+    for call in compiled.values():
+        jax.block_until_ready(call(*inputs))
+    for _, (way, call) in itertools.product(range(rounds), compiled.items()):
+        times[way].append(seconds_per_call(lambda call=call: jax.block_until_ready(call(*inputs)), seconds))
+    figures = [
+        f"{way} {statistics.median(times[way]) * 1e3:.3g} ms, {flops(gradients[way], *inputs) / 1e9:.3g} GFLOP"
+        for way in ways
+    ]
+    return f"drol: gradient of the actor loss, {args.num_candidates} candidates: {'; '.join(figures)}"
+
+
 def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv: list[str]) -> dict:
     """All figures of one script; times in seconds, speeds per second."""
     script = importlib.import_module(name)
@@ -143,7 +185,7 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
     agent = script.make_agent(args, *dims)
 
     probe = make_host(agent, args, dataset, 1)
-    once = seconds_per_call(probe, 1.0)
+    once = seconds_per_call(probe, min(1.0, seconds))
     # As many updates per dispatch as fit into a round, at most the script's own interval.
     num_updates = int(np.clip(seconds / once, 1, args.log_every))
     calls = {
@@ -158,49 +200,58 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         call()  # once unmeasured
     for i in range(rounds):
         for key, call in calls.items():
-            times[key].append(seconds_per_call(call, seconds if key in ("scan", "host") else 0.5))
-        print(
-            f"round {i + 1} of {rounds}: scan {num_updates * args.num_seeds / times['scan'][-1]:,.1f} updates/s",
-            file=sys.stderr,
-        )
+            times[key].append(seconds_per_call(call, seconds if key in ("scan", "host") else min(0.5, seconds)))
+        speed = num_updates * args.num_seeds / times["scan"][-1]
+        print(f"{name}, round {i + 1} of {rounds}: scan {speed:,.1f} updates/s", file=sys.stderr)
     median = {key: statistics.median(values) for key, values in times.items()}
-    flops = flops_per_update(agent, args, dataset)
+    batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), args.batch_size)
+    per_update = flops(agent.update, agent.init(jax.random.PRNGKey(0)), batch)
     scan = num_updates * args.num_seeds / median["scan"]
     return {
         "script": name,
         "scan": scan,
         "host": num_updates / median["host"],
         "ratio": statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"])),
-        "gflop": flops / 1e9,
-        "gflops": flops * scan / 1e9,
+        "gflop": per_update / 1e9,
+        "gflops": per_update * scan / 1e9,
         "ceiling": 2 * MATMUL**3 / median["ceiling"] / 1e9,
         "act 1": median["act 1"],
         "act 256": median["act 256"],
+        "note": what_routing_saves(script, args, dims, rounds, min(2.0, seconds)) if name == "drol" else None,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("script", help="driftql, ...")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="bench.py [SCRIPT ...] [options] [arguments of the scripts]",
+    )
     parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
-    known, rest = parser.parse_known_args()
+    # By hand, because argparse would take the values of the scripts' own arguments for names of scripts.
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    known, rest = parser.parse_known_args(sys.argv[1 + len(names) :])
+    for name in names:
+        if name not in SCRIPTS:
+            sys.exit(f"bench: error: no script '{name}'; there are {', '.join(SCRIPTS)}.")
     try:
-        row = measure(known.script, tuple(known.dims), known.rounds, known.seconds, rest)
+        rows = [measure(name, tuple(known.dims), known.rounds, known.seconds, rest) for name in names or SCRIPTS]
     except UserError as error:
         sys.exit(f"bench: error: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"bench: error: no script '{error.name}'.")
     print(f"\n{runs.device_summary()}\n")
     columns = ["script", "scan, updates/s", "host, updates/s", "scan / host", "GFLOP/update", "GFLOP/s"]
     columns += ["ceiling, GFLOP/s", "share", "act 1", "act 256"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    print(
-        f"| {row['script']} | {row['scan']:,.1f} | {row['host']:,.1f} | {row['ratio']:.2f} | {row['gflop']:.3g} "
-        f"| {row['gflops']:,.0f} | {row['ceiling']:,.0f} | {row['gflops'] / row['ceiling']:.0%} "
-        f"| {row['act 1'] * 1e3:.2f} ms | {row['act 256'] * 1e3:.2f} ms |"
-    )
+    for row in rows:
+        print(
+            f"| {row['script']} | {row['scan']:,.1f} | {row['host']:,.1f} | {row['ratio']:.2f} | {row['gflop']:.3g} "
+            f"| {row['gflops']:,.0f} | {row['ceiling']:,.0f} | {row['gflops'] / row['ceiling']:.0%} "
+            f"| {row['act 1'] * 1e3:.2f} ms | {row['act 256'] * 1e3:.2f} ms |"
+        )
+    for note in filter(None, (row["note"] for row in rows)):
+        print(f"\n{note}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,307 @@
+"""DROL, https://arxiv.org/abs/2604.22229, in one file.
+
+    python drol.py --env pointmaze-medium-navigate              # a policy that works, minutes on a laptop
+    python drol.py --env antmaze-large-navigate --num-seeds 8   # the benchmark, on a GPU
+    python drol.py --help
+
+The policy is one network, a = clip(f(s, latent)): one forward pass, no diffusion steps, no distillation. The latent is
+uniform in a ball. For each state of a batch, K candidate actions are drawn from f, and the one nearest to the dataset's
+action is the winner (the data are routed to it). The winner alone is trained
+  1. to match the dataset's action, by regression. Because the other candidates stay where they are, f can keep actions
+     far from this one for other latents, and so several modes;
+  2. to have a high Q. A plain deterministic policy gradient, -mean Q(s, winner), divided by the mean |Q|.
+`bc_coef` weighs the first against the second. The critic is a pair of Q networks with TD targets.
+
+Details that we take from the authors' code (commit 7e669b0), which made the published numbers:
+  * the distance to the dataset's action is a mean over action dimensions;
+  * the Q loss takes the minimum of the two critics and is normalised;
+  * networks apply GELU, then LayerNorm (critics only);
+  * the TD target takes the mean or the minimum of the two critics per environment;
+  * the target network moves towards the critic as it was before the gradient step.
+Different from the authors' code: the dataset lives on the device and `log_every` updates run in one compiled program;
+the critic, and everything that needs a gradient, is evaluated for the winners only (the result is the same).
+
+Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
+evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from common import runs
+from common.buffers import make_buffer, sample
+from common.critics import MLP, Critic
+from common.datasets import load_dataset
+from common.evaluation import Evaluator
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Args(runs.Args):
+    batch_size: int = 256
+    """transitions per update"""
+    learning_rate: float = 3e-4
+    """Adam, actor and critic"""
+    discount: float = 0.99
+    """gamma of the TD target"""
+    target_rate: float = 0.005
+    """how far the target critic moves per update"""
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """actor and critic, one number per layer"""
+    q_agg: Literal["mean", "min"] = "mean"
+    """how the TD target joins the two critics"""
+    bc_coef: float = 1.0
+    """weight of the winner's distance to the data against Q; the one to tune: 0.03 to 10 on OGBench"""
+    q_coef: float = 1.0
+    """weight of the normalised Q loss"""
+    num_candidates: int = 16
+    """actions drawn per state, of which the nearest to the dataset's is trained (K)"""
+
+
+# Chosen by --env; a flag on the command line wins. The commands of DROL(16), K = 16 everywhere, in the authors' code
+# (scripts/production_run_commands.sh, commit 7e669b0). The comments: what DROL*, tuned per environment, takes instead.
+PRESETS = {
+    "antmaze-large-navigate": dict(bc_coef=0.03, discount=0.995, q_agg="min"),  # K=16
+    "antmaze-giant-navigate": dict(bc_coef=0.03, discount=0.995, q_agg="min"),  # K=1
+    "humanoidmaze-medium-navigate": dict(bc_coef=0.3, discount=0.995, q_agg="mean"),  # K=16
+    "humanoidmaze-large-navigate": dict(bc_coef=0.3, discount=0.995, q_agg="mean"),  # K=4
+    "antsoccer-arena-navigate": dict(bc_coef=0.1, discount=0.995, q_agg="mean"),  # K=4
+    "cube-single-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=16
+    "cube-double-play": dict(bc_coef=3, discount=0.99, q_agg="mean"),  # K=64
+    "scene-play": dict(bc_coef=3, discount=0.99, q_agg="mean"),  # K=64
+    "puzzle-3x3-play": dict(bc_coef=0.3, discount=0.99, q_agg="mean"),  # K=32
+    "puzzle-4x4-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=64
+}
+
+# The same source. As data only: there is no loader for D4RL yet, so these cannot be run.
+D4RL = {
+    "antmaze-umaze-v2": dict(bc_coef=0.3, discount=0.99, q_agg="mean"),  # K=2
+    "antmaze-umaze-diverse-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16
+    "antmaze-medium-play-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=32
+    "antmaze-medium-diverse-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16
+    "antmaze-large-play-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16, bc_coef=0.03
+    "antmaze-large-diverse-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16, bc_coef=0.03
+    "pen-human-v1": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
+    "pen-cloned-v1": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
+    "pen-expert-v1": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
+    "door-human-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
+    "door-cloned-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
+    "door-expert-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
+    "hammer-human-v1": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
+    "hammer-cloned-v1": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
+    "hammer-expert-v1": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
+    "relocate-human-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
+    "relocate-cloned-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
+    "relocate-expert-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
+}
+PRESETS |= {env: dict(preset, steps=500_000) for env, preset in D4RL.items()}
+
+# Ours, not the paper's: small problems for a laptop. At bc_coef 3 the policy keeps the bandit's worse modes too.
+BANDIT = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, bc_coef=1.5,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+POINTMAZE = dict(
+    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min", bc_coef=0.1,
+    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+class Actor(MLP):
+    """f(s, latent) -> action, not clipped: an MLP without LayerNorm on the two inputs side by side."""
+
+    def __call__(self, observations: jax.Array, latents: jax.Array) -> jax.Array:
+        return super().__call__(jnp.concatenate([observations, latents], axis=-1))
+
+
+# ------------------------------------------------------------------------------------------------------------ routing
+
+
+def sample_latents(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Latents of the given shape (..., A), uniform in the ball of radius sqrt(A): the direction of a normal vector,
+    radius sqrt(A) u^(1/A) with u uniform in [0, 1]."""
+    direction_key, radius_key = jax.random.split(key)
+    dim = shape[-1]
+    direction = jax.random.normal(direction_key, shape)
+    # In one dimension float32 normals are exactly 0 now and then.
+    direction /= jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-12)
+    radius = jnp.sqrt(dim) * jax.random.uniform(radius_key, (*shape[:-1], 1)) ** (1 / dim)
+    return radius * direction
+
+
+def route(candidates: jax.Array, actions: jax.Array) -> jax.Array:
+    """The winner of each state: the candidate nearest to the dataset's action; of equally near ones, the first.
+
+    candidates: (B, K, A); actions: (B, A). Returns indices (B,).
+    """
+    distances = jnp.sum((candidates - actions[:, None]) ** 2, axis=-1)  # (B, K)
+    return jnp.argmin(distances, axis=-1)
+
+
+def routed_loss(
+    candidates: jax.Array, actions: jax.Array, q: jax.Array, bc_coef: float, q_coef: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Regression of the winner onto the dataset's action, and its Q value, divided by the batch's mean |Q|. The other
+    candidates get no gradient.
+
+    candidates: (B, K, A) in [-1, 1]; actions: (B, A); q (E, B, K): Q_i(s, candidate). Returns a scalar, the mean over
+    batch and action dimensions, and its parts.
+    """
+    winner = route(candidates, actions)
+    state = jnp.arange(len(winner))
+    bc_loss = jnp.mean((candidates[state, winner] - actions) ** 2)
+
+    q = q[:, state, winner].min(axis=0)  # (B,)
+    scale = jax.lax.stop_gradient(1 / jnp.maximum(jnp.abs(q).mean(), 1e-6))
+    q_loss = -scale * q.mean()
+
+    loss = bc_coef * bc_loss + q_coef * q_loss
+    return loss, {"losses/actor": loss, "losses/bc": bc_loss, "losses/q": q_loss}
+
+
+# ------------------------------------------------------------------------------------------------------------- critic
+
+
+def td_loss(
+    q: jax.Array, next_q: jax.Array, rewards: jax.Array, masks: jax.Array, discount: float, q_agg: str
+) -> jax.Array:
+    """Squared TD error of an ensemble of E critics, target r + discount * m * agg_i Q_i(s', a').
+
+    q (E, B): Q_i(s, a); next_q (E, B): target critics at (s', a'), a' one sample of the policy; rewards, masks (B,).
+    Returns a scalar, the mean over ensemble and batch.
+    """
+    next_value = next_q.min(axis=0) if q_agg == "min" else next_q.mean(axis=0)
+    target = jax.lax.stop_gradient(rewards + discount * masks * next_value)
+    return jnp.mean((q - target) ** 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- agent
+
+
+class TrainState(NamedTuple):
+    """All that training changes; a checkpoint is this tuple."""
+
+    params: dict  # of actor and critic, trained by one Adam
+    target_critic: dict
+    optimizer_state: optax.OptState
+    key: jax.Array
+    step: jax.Array
+
+
+class Agent(NamedTuple):
+    init: Callable
+    update: Callable
+    act: Callable
+
+
+def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
+    """The algorithm as three pure functions.
+
+    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
+    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
+    """
+    actor = Actor(args.hidden_dims, action_dim)
+    critic = Critic(args.hidden_dims)
+    optimizer = optax.adam(args.learning_rate)
+
+    def init(key):
+        key, actor_key, critic_key = jax.random.split(key, 3)
+        observation, action = jnp.zeros(observation_dim), jnp.zeros(action_dim)
+        params = {
+            "actor": actor.init(actor_key, observation, action),
+            "critic": critic.init(critic_key, observation, action),
+        }
+        target_critic = jax.tree.map(jnp.copy, params["critic"])
+        return TrainState(params, target_critic, optimizer.init(params), key, jnp.int32(0))
+
+    def sample_actions(actor_params, observations, key):
+        latents = sample_latents(key, (*observations.shape[:-1], action_dim))
+        return jnp.clip(actor.apply(actor_params, observations, latents), -1, 1)
+
+    def critic_loss(critic_params, state, batch, key):
+        next_actions = sample_actions(state.params["actor"], batch["next_observations"], key)
+        next_q = critic.apply(state.target_critic, batch["next_observations"], next_actions)
+        q = critic.apply(critic_params, batch["observations"], batch["actions"])  # (2, B)
+        loss = td_loss(q, next_q, batch["rewards"], batch["masks"], args.discount, args.q_agg)
+        return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
+
+    def actor_loss(actor_params, state, batch, key):
+        # Routing: to find the winner, all candidates are needed, but no gradient and no critic.
+        latents = sample_latents(key, (len(batch["actions"]), args.num_candidates, action_dim))
+        repeated = jnp.repeat(batch["observations"][:, None], args.num_candidates, axis=1)  # (B, K, S)
+        candidates = jnp.clip(actor.apply(state.params["actor"], repeated, latents), -1, 1)  # (B, K, A)
+        winner = route(candidates, batch["actions"])  # (B,)
+
+        # Behaviour and improvement: the winner once more, now with gradient, as the only candidate of the loss. The
+        # parameters of the critics are constants here.
+        latents = jnp.take_along_axis(latents, winner[:, None, None], axis=1)  # (B, 1, A)
+        candidates = jnp.clip(actor.apply(actor_params, batch["observations"][:, None], latents), -1, 1)
+        q = critic.apply(state.params["critic"], batch["observations"][:, None], candidates)  # (2, B, 1)
+        return routed_loss(candidates, batch["actions"], q, args.bc_coef, args.q_coef)
+
+    def update(state, batch):
+        key, critic_key, actor_key = jax.random.split(state.key, 3)
+        critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
+            state.params["critic"], state, batch, critic_key
+        )
+        actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.params["actor"], state, batch, actor_key)
+
+        grads = {"actor": actor_grads, "critic": critic_grads}
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Towards the critic before this step (state.params, not params).
+        target_critic = optax.incremental_update(state.params["critic"], state.target_critic, args.target_rate)
+        return TrainState(params, target_critic, optimizer_state, key, state.step + 1), critic_metrics | actor_metrics
+
+    def act(state, observations, key):
+        return sample_actions(state.params["actor"], observations, key)
+
+    return Agent(init, update, act)
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def main(args: Args) -> None:
+    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset)
+    agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    def train_chunk(state, buffer):
+        """`log_every` updates in one program; returns the mean of each metric."""
+
+        def step(state, _):
+            key, batch_key = jax.random.split(state.key)
+            batch = sample(buffer, batch_key, args.batch_size)
+            return agent.update(state._replace(key=key), batch)
+
+        state, metrics = jax.lax.scan(step, state, length=args.log_every)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+        # A leading axis of seeds everywhere; the dataset is shared.
+        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
+        state, buffer = runs.place(state, make_buffer(dataset))
+        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
+        while True:
+            if run.evaluation_due():
+                run.log_evaluation(evaluate(state, run.step, run.stopping))
+            if run.stopping() or run.step >= args.steps:
+                break
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due():
+                run.save(state)
+        run.finish(state)
+
+
+if __name__ == "__main__":
+    runs.launch(main, Args, PRESETS)

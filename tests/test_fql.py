@@ -1,0 +1,111 @@
+"""FQL against the authors' code: numbers in tests/golden. What it learns: test_learning.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import assert_close, cases, check_agent_step, check_td_loss, critic_params, mlp_params, shared_args
+
+import fql
+
+
+def golden_velocity(case):
+    """The fixtures' velocity field, a function of (x, t)."""
+    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
+
+
+@pytest.mark.parametrize("case", cases("flow_matching"))
+def test_interpolation_matches_the_authors(case):
+    x_t, velocity = fql.interpolate(case["x_0"], case["x_1"], case["t"])
+    assert_close(x_t, case, "x_t")
+    assert_close(velocity, case, "velocity")
+    predicted = golden_velocity(case)(x_t, case["t"])
+    assert_close(jnp.mean((predicted - velocity) ** 2), case, "loss")
+
+
+@pytest.mark.parametrize("case", cases("flow_euler"))
+def test_euler_integration_matches_the_authors(case):
+    integrate = jax.jit(lambda noise: fql.integrate_flow(golden_velocity(case), noise, int(case["flow_steps"])))
+    assert_close(integrate(case["noise"]), case, "actions")
+
+
+def test_a_straight_flow_is_integrated_exactly_and_clipped_only_at_the_end():
+    """The velocity depends on x, so clipping on the way would change where the points go."""
+    noise = jnp.array([[3.0, -0.25]])
+    actions = fql.integrate_flow(lambda x, t: jnp.array([[0.5, 0.1]]) - noise, noise, 7)
+    np.testing.assert_allclose(actions, [[0.5, 0.1]], atol=1e-6)
+    # From 3 the second coordinate is pushed only while the first one is beyond 2.
+    actions = fql.integrate_flow(lambda x, t: jnp.stack([-2 + 0 * x[:, 0], x[:, 0] > 2], axis=-1), noise, 4)
+    np.testing.assert_allclose(actions, [[1.0, 0.25]], atol=1e-6)
+    actions = fql.integrate_flow(lambda x, t: jnp.full_like(x, 9.0) * jnp.array([1, -1]), noise, 4)
+    np.testing.assert_allclose(actions, [[1.0, -1.0]])
+
+
+@pytest.mark.parametrize("case", cases("td_targets"))
+def test_td_loss_matches_the_authors(case):
+    check_td_loss(fql.td_loss, case)
+
+
+@pytest.mark.parametrize("case", cases("mlp"))
+def test_networks_match_the_authors(case):
+    hidden, action_dim = tuple(case["hidden_dims"]), case["actions"].shape[-1]
+    obs, actions, times = (jnp.asarray(case[key]) for key in ("obs", "actions", "times"))
+    one_step = fql.Actor(hidden, action_dim).apply(mlp_params(case, "param.onestep"), obs, actions)
+    assert_close(one_step, case, "onestep_out")
+    velocity = fql.Flow(hidden, action_dim).apply(mlp_params(case, "param.actor"), obs, actions, times)
+    assert_close(velocity, case, "actor_out")
+
+
+@pytest.mark.parametrize("case", cases("agent_step_fql"))
+def test_a_whole_update_matches_the_authors(case):
+    args = fql.Args(
+        **shared_args(case),
+        alpha=float(case["hp.alpha"]),
+        flow_steps=int(case["hp.flow_steps"]),
+        normalize_q=bool(case["hp.normalize_q_loss"]),
+    )
+
+    def layout(prefix):
+        return {
+            "actor": {
+                "one_step": mlp_params(case, f"{prefix}.actor_onestep_flow"),
+                "flow": mlp_params(case, f"{prefix}.actor_bc_flow"),
+            },
+            "critic": critic_params(case, f"{prefix}.critic"),
+        }
+
+    metrics = {
+        "losses/flow": "actor.bc_flow_loss",
+        "losses/distill": "actor.distill_loss",
+        "losses/q": "actor.q_loss",
+    }
+    check_agent_step(fql, args, case, layout, metrics)
+
+
+def test_the_flow_reproduces_the_data():
+    """Behaviour alone, two modes: the flow carries noise to both, and so does the one-step policy that imitates it."""
+    args = fql.Args(hidden_dims=(32, 32), batch_size=128, learning_rate=3e-3, alpha=100.0)
+    agent = fql.make_agent(args, 1, 1)
+
+    @jax.jit
+    def train(state):
+        def step(state, key):
+            actions = jnp.where(jax.random.bernoulli(key, 0.5, (args.batch_size, 1)), 0.6, -0.6)
+            rows = jnp.zeros(args.batch_size)
+            batch = {
+                "observations": rows[:, None], "actions": actions, "rewards": rows, "masks": rows,
+                "next_observations": rows[:, None],
+            }  # fmt: skip
+            return agent.update(state, batch)
+
+        return jax.lax.scan(step, state, jax.random.split(jax.random.PRNGKey(2), 1000))[0]
+
+    state = train(agent.init(jax.random.PRNGKey(0)))
+    flow, observations = fql.Flow(args.hidden_dims, 1), jnp.zeros((500, 1))
+    noise = jax.random.normal(jax.random.PRNGKey(1), (500, 1))
+    velocity_fn = lambda x, t: flow.apply(state.params["actor"]["flow"], observations, x, t)  # noqa: E731
+    teacher = np.asarray(fql.integrate_flow(velocity_fn, noise, 10))
+    policy = np.asarray(agent.act(state, observations, jax.random.PRNGKey(1)))
+    for actions in (teacher, policy):
+        assert np.mean(np.abs(np.abs(actions) - 0.6) < 0.2) > 0.85
+        assert 0.4 < np.mean(actions > 0) < 0.6

@@ -1,0 +1,93 @@
+"""Every script on problems whose answer is known: the critic's values, the better of two actions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.buffers import make_buffer, sample
+from common.datasets import Dataset
+
+SMALL = {"hidden_dims": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "target_rate": 0.05}
+# Strong behaviour cloning, so that the values are those of the data's action; and weak, so that the policy improves.
+# A script that needs something else to learn the small problems (fewer candidates, another rate) says it here.
+CLONE = {
+    "driftql": {"alpha": 100.0, "num_candidates": 4},
+    "fql": {"alpha": 100.0},
+    "drol": {"bc_coef": 100.0, "num_candidates": 4},
+}
+IMPROVE = {
+    "driftql": {"alpha": 0.1, "num_candidates": 4},
+    "fql": {"alpha": 0.1},
+    "drol": {"bc_coef": 0.1, "num_candidates": 4},
+}
+
+
+def make_dataset(observations, actions, rewards, masks, terminals):
+    """A dataset as `--dataset` would load it; rows whose terminals are 2 hold a final state only."""
+    f32 = lambda x: np.array(x, np.float32)  # noqa: E731
+    rows = np.flatnonzero(np.array(terminals) < 2).astype(np.int32)
+    return Dataset(
+        "probe", None, None, "builtin", None, None, f32(observations), f32(actions), f32(rewards), f32(masks), rows, 1
+    )  # fmt: skip
+
+
+def train(script, dataset, steps, **changes):
+    """A small agent of this script after so many updates, and its state."""
+    args = script.Args(**(SMALL | changes))
+    agent = script.make_agent(args, dataset.observation_dim, dataset.action_dim)
+    buffer = make_buffer(dataset)
+
+    @jax.jit
+    def run(state):
+        def step(state, _):
+            key, batch_key = jax.random.split(state.key)
+            return agent.update(state._replace(key=key), sample(buffer, batch_key, args.batch_size))
+
+        return jax.lax.scan(step, state, length=steps)[0]
+
+    return agent, run(agent.init(jax.random.PRNGKey(0)))
+
+
+def test_critic_finds_the_known_values(script):
+    """Constant reward, delayed reward, a mask of 0 in the middle of a trajectory, a time limit with mask 1."""
+    rows = [
+        # state, reward, mask, terminal, value at discount 0.5
+        (0.0, 1.0, 0.0, 1, 1.0),  # one step, reward 1
+        (1.0, 0.0, 1.0, 0, 0.25),  # reward 1 after two more steps: discounted once per step
+        (2.0, 0.0, 1.0, 0, 0.5),
+        (3.0, 1.0, 0.0, 1, 1.0),
+        (4.0, 0.0, 0.0, 0, 0.0),  # mask 0 stops the bootstrap though the trajectory goes on to reward 1 ...
+        (5.0, 1.0, 0.0, 0, 1.0),
+        (6.0, 0.0, 1.0, 2, None),
+        (7.0, 1.0, 1.0, 0, 2.0),  # ... and a trajectory's end does not stop it: reward 1 for ever is 1 / (1 - 0.5)
+        (7.0, 0.0, 1.0, 2, None),
+    ]
+    states, rewards, masks, terminals, values = zip(*rows)
+    dataset = make_dataset([[x - 3.5] for x in states], [[0.3]] * len(rows), rewards, masks, terminals)
+    settings = {"discount": 0.5, "batch_size": 64} | CLONE.get(script.__name__, {})
+    agent, state = train(script, dataset, 5000, **settings)
+    buffer = make_buffer(dataset)
+
+    def q(row):
+        """train/q_mean of a batch that is this transition over and over: no need to know the script's networks."""
+        batch = sample(buffer._replace(rows=jnp.full(1, row), size=jnp.int32(1)), state.key, 64)
+        return agent.update(state, batch)[1]["train/q_mean"]
+
+    found = jax.jit(jax.vmap(q))(jnp.asarray(dataset.rows))
+    np.testing.assert_allclose(found, [value for value in values if value is not None], atol=0.06)
+
+
+def test_of_two_actions_the_policy_takes_the_better_one(script):
+    dataset = make_dataset([[1.0]] * 2, [[-0.5], [0.5]], [0.0, 1.0], [0.0, 0.0], [1, 1])
+    agent, state = train(script, dataset, 2000, **IMPROVE.get(script.__name__, {}))
+    actions = agent.act(state, jnp.ones((200, 1)), jax.random.PRNGKey(1))
+    assert np.mean(actions > 0.25) > 0.95
+
+
+def test_actions_are_clipped_and_depend_on_the_key(script):
+    agent = script.make_agent(script.Args(hidden_dims=(8,)), 3, 2)
+    state = agent.init(jax.random.PRNGKey(0))
+    observations = 100 * jax.random.normal(jax.random.PRNGKey(1), (50, 3))
+    actions = agent.act(state, observations, jax.random.PRNGKey(2))
+    assert np.abs(actions).max() == 1.0
+    assert not np.array_equal(actions, agent.act(state, observations, jax.random.PRNGKey(3)))
