@@ -278,7 +278,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
 
 
 def main(args: Args) -> None:
-    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset)
+    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
     def train_chunk(state, buffer):
