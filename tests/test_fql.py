@@ -82,6 +82,20 @@ def test_a_whole_update_matches_the_authors(case):
     check_agent_step(fql, args, case, layout, metrics)
 
 
+def test_flow_steps_changes_the_distillation_and_nothing_else():
+    """One step from noise is not where ten steps lead; the same random numbers otherwise."""
+    batch = {"observations": jnp.ones((8, 3)), "actions": jnp.full((8, 2), 0.3), "rewards": jnp.ones(8)}
+    batch |= {"next_observations": batch["observations"], "masks": jnp.ones(8)}
+    metrics = []
+    for flow_steps in (1, 10):
+        agent = fql.make_agent(fql.Args(hidden_dims=(8,), batch_size=8, flow_steps=flow_steps), 3, 2)
+        metrics.append(jax.jit(agent.update)(agent.init(jax.random.PRNGKey(0)), batch)[1])
+    one, ten = metrics
+    assert abs(one["losses/distill"] - ten["losses/distill"]) > 1e-4
+    for name in ("losses/flow", "losses/q", "losses/critic"):
+        np.testing.assert_allclose(one[name], ten[name], rtol=1e-6)
+
+
 def test_the_flow_reproduces_the_data():
     """Behaviour alone, two modes: the flow carries noise to both, and so does the one-step policy that imitates it."""
     args = fql.Args(hidden_dims=(32, 32), batch_size=128, learning_rate=3e-3, alpha=100.0)
