@@ -1,5 +1,6 @@
 """Diffusion-QL against the authors' code (numbers in tests/golden) and against a slow second writing of its update."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -92,15 +93,17 @@ def test_td_target_gets_no_gradient_and_takes_the_maximum_over_samples_first():
 # -------------------------------------------------------------------------------------------------------- whole updates
 
 
-def make(seed=0, **changes):
-    """An agent, its state with targets that differ from what they follow, and a batch."""
-    args = diffusion_ql.Args(
-        **{"hidden_dims": (16, 16), "diffusion_steps": 3, "grad_norm": 1e9, "lr_decay": False, **changes}
-    )
+@functools.cache  # an update takes seconds to compile
+def make(**changes):
+    """An agent, its state with targets that differ from what they follow, a batch, and the arguments."""
+    settings = {"eta": 3.0, "learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "lr_decay": False}
+    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "grad_norm": 1e9}
+    args = diffusion_ql.Args(**{**settings, **sizes, **changes})
     agent = diffusion_ql.make_agent(args, OBSERVATION_DIM, ACTION_DIM)
-    state, other = agent.init(jax.random.PRNGKey(seed)), agent.init(jax.random.PRNGKey(seed + 1))
+    init = jax.jit(agent.init)
+    state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
     state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     batch = {
         "observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
         "actions": rng.uniform(-1, 1, (BATCH, ACTION_DIM)),
@@ -117,6 +120,10 @@ def gradients(state):
     return {name: jax.tree.map(lambda mu: 10 * mu, s[1][0].mu) for name, s in state.optimizer_state.items()}
 
 
+def norm(tree):
+    return float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))
+
+
 def assert_same_mean(ours, theirs, name):
     """Two samples of the same random number, or array of them, along axis 0."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -129,7 +136,7 @@ def assert_same_mean(ours, theirs, name):
 def test_an_update_is_what_a_slow_second_writing_gives(max_q_backup):
     """Losses and gradients in the mean over many keys: policy gradient through all steps, the toss of the coin, TD
     target from the target networks, the critic that the actor sees."""
-    agent, state, batch, args = make(max_q_backup=max_q_backup, critic_learning_rate=0.05, eta=3.0, discount=0.9)
+    agent, state, batch, args = make(max_q_backup=True) if max_q_backup else make()
     # Actions of the target actor that vary and are not all on the bounds; Qs that are worth telling apart.
     actor = diffusion_ql.Actor(args.hidden_dims, ACTION_DIM)
     critic = diffusion_ql.Critic(args.hidden_dims)
@@ -173,18 +180,22 @@ def test_an_update_is_what_a_slow_second_writing_gives(max_q_backup):
         q_loss = jnp.where(first, -q1.mean() / size2, -q2.mean() / size1)
         return denoising + 3.0 * q_loss, (denoising, q_loss)
 
-    def both(key):
-        our_key, critic_key, actor_key = jax.random.split(key, 3)
-        after, metrics = agent.update(state._replace(key=our_key), batch)
+    @jax.jit
+    def rewritten(after, key):
+        critic_key, actor_key = jax.random.split(key)
         loss, critic_grads = jax.value_and_grad(critic_loss)(state.params["critic"], critic_key)
         (_, parts), actor_grads = jax.value_and_grad(actor_loss, has_aux=True)(
             state.params["actor"], after.params["critic"], actor_key
         )
-        ours = [metrics[f"losses/{name}"] for name in ("critic", "denoising", "q")]
-        return (ours, gradients(after)), ([loss, *parts], {"critic": critic_grads, "actor": actor_grads})
+        return [loss, *parts], {"critic": critic_grads, "actor": actor_grads}
 
-    keys = jax.random.split(jax.random.PRNGKey(1), 1024)
-    ours, theirs = jax.jit(lambda keys: jax.lax.map(both, keys, batch_size=256))(keys)
+    ours, theirs = [], []
+    for key in jax.random.split(jax.random.PRNGKey(1), 1024):
+        our_key, their_key = jax.random.split(key)
+        after, metrics = agent.update(state._replace(key=our_key), batch)
+        ours.append(([metrics[f"losses/{name}"] for name in ("critic", "denoising", "q")], gradients(after)))
+        theirs.append(rewritten(after, their_key))
+    ours, theirs = (jax.tree.map(lambda *xs: np.stack(xs), *samples) for samples in (ours, theirs))
     for name, a, b in zip(("critic", "denoising", "q"), ours[0], theirs[0]):
         assert_same_mean(a, b, name)
     assert np.std(theirs[0][2]) > 0  # the Q loss is random, so its gradient runs through random chains
@@ -216,13 +227,13 @@ def assert_moved(after, before, goal, rate):
 
 
 def test_target_critic_follows_the_critic_after_its_step():
-    agent, state, batch, _ = make(target_rate=0.3, learning_rate=0.1)
+    agent, state, batch, _ = make()
     after, _ = agent.update(state, batch)
     assert_moved(after.target_critic, state.target_critic, after.params["critic"], 0.3)
 
 
 def test_target_actor_moves_every_fifth_update_from_the_thousandth_on():
-    agent, state, batch, _ = make(learning_rate=0.1)
+    agent, state, batch, _ = make()
     for step, moves in [(0, 0), (5, 0), (995, 0), (999, 0), (1000, 1), (1001, 0), (1004, 0), (1005, 1), (5003, 0)]:
         after, _ = agent.update(state._replace(step=jnp.int32(step)), batch)
         assert_moved(after.target_actor, state.target_actor, after.params["actor"], 0.005 * moves)
@@ -231,39 +242,38 @@ def test_target_actor_moves_every_fifth_update_from_the_thousandth_on():
 
 
 def test_gradients_are_clipped_each_network_on_its_own():
-    agent, state, batch, _ = make(eta=100.0)
-    clipping, *_ = make(eta=100.0, grad_norm=0.5)
-    # The critic must not move, or the actor would see another one.
+    agent, state, batch, _ = make()
+    clipping, *_ = make(grad_norm=0.5)
     raw, clipped = (
         gradients(a.update(state, batch | {"rewards": 50 * batch["rewards"]})[0]) for a in (agent, clipping)
     )
-    norms = {name: float(optax.tree_utils.tree_l2_norm(g)) for name, g in raw.items()}
+    norms = {name: norm(g) for name, g in raw.items()}
     assert min(norms.values()) > 1
     assert max(norms.values()) / min(norms.values()) > 1.5
     for name in ("actor", "critic"):
-        assert float(optax.tree_utils.tree_l2_norm(clipped[name])) == pytest.approx(0.5, rel=1e-3)
+        assert norm(clipped[name]) == pytest.approx(0.5, rel=1e-3)
     expected = jax.tree.map(lambda g: g * 0.5 / norms["critic"], raw["critic"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), clipped["critic"], expected)
 
 
 def test_both_learning_rates_fall_to_zero_as_half_a_cosine():
-    settings = {"steps": 1000, "learning_rate": 1e-2, "critic_learning_rate": 1e-3}
-    constant, state, batch, _ = make(**settings)
-    decaying, *_ = make(**settings, lr_decay=True)
+    constant, state, batch, _ = make()
+    decaying, *_ = make(lr_decay=True)
     for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
         changes = []
         for agent in (constant, decaying):
-            own = agent.init(jax.random.PRNGKey(0)).optimizer_state
+            own = jax.jit(agent.init)(jax.random.PRNGKey(0)).optimizer_state
             counted = state._replace(optimizer_state=optax.tree_utils.tree_set(own, count=jnp.int32(step)))
             after, _ = agent.update(counted, batch)
             changes.append(jax.tree.map(lambda a, b: np.abs(a - b).sum(), after.params, state.params))
         for name in ("actor", "critic"):
             full, part = (sum(jax.tree.leaves(change[name])) for change in changes)
-            if name == "critic" or step == 0:  # at other steps the actor sees a critic that moved less
-                assert part == pytest.approx(share * full, rel=0.02, abs=1e-6)
-            elif share == 0:
-                assert part == 0
             assert full > 0
+            # In between, the actor sees a critic that moved less, so its gradient is another one.
+            if name == "critic" or share in (0, 1):
+                assert part == pytest.approx(share * full, rel=0.02)
+            else:
+                assert 0.5 * share < part / full < 1.5 * share
 
 
 def acting(agent, state, num_states, **replaced):
