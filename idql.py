@@ -162,9 +162,10 @@ class Actor(nn.Module):
     @nn.compact
     def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array, training: bool = False) -> jax.Array:
         frequencies = self.param("frequencies", nn.initializers.normal(0.2), (self.time_dim // 2,))
-        angles = 2 * jnp.pi * jnp.broadcast_to(t, x.shape[:-1])[..., None] * frequencies
+        angles = 2 * jnp.pi * jnp.asarray(t)[..., None] * frequencies
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         time = MLP((128,), 128, jax.nn.mish)(waves)
+        time = jnp.broadcast_to(time, (*x.shape[:-1], 128))
         x = nn.Dense(self.width, kernel_init=kernel_init)(jnp.concatenate([x, observations, time], axis=-1))
         for _ in range(self.num_blocks):
             residual = nn.LayerNorm()(nn.Dropout(self.dropout, deterministic=not training)(x))
@@ -188,8 +189,8 @@ class Schedule(NamedTuple):
 
 def make_schedule(num_steps: int, kind: str = "vp") -> Schedule:
     """The constants for T = num_steps. vp: beta_t = 1 - exp(-0.1 / T - 0.5 (10 - 0.1) (2t + 1) / T^2)."""
-    # float64 up to the end: 1 - alpha_bar loses four digits in float32.
-    steps = np.arange(num_steps, dtype=np.float64)
+    # NumPy's float64 up to the end: in float32, 1 - alpha_bar would lose four digits.
+    steps = np.arange(num_steps)
     if kind == "vp":
         betas = 1 - np.exp(-0.1 / num_steps - 0.5 * (10 - 0.1) * (2 * steps + 1) / num_steps**2)
     elif kind == "cosine":
@@ -308,7 +309,10 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         x_key, noise_key = jax.random.split(key)
         x = jax.random.normal(x_key, (*observations.shape[:-1], action_dim))
         noise = jax.random.normal(noise_key, (args.diffusion_steps, *x.shape))
-        eps_fn = lambda x, t: actor.apply(actor_params, observations, x, t)  # noqa: E731
+
+        def eps_fn(x, t):
+            return actor.apply(actor_params, observations, x, t)
+
         return reverse_chain(eps_fn, x, noise, schedule, args.sampling_temperature)
 
     def actor_loss(actor_params, batch, key):
