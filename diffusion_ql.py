@@ -1,0 +1,406 @@
+"""Diffusion Q-Learning (Diffusion-QL), https://arxiv.org/abs/2208.06193, in one file.
+
+    python diffusion_ql.py --env bandit-corners                        # the paper's toy problem, minutes on a laptop
+    python diffusion_ql.py --env antmaze-large-navigate --num-seeds 8  # the benchmark, on a GPU
+    python diffusion_ql.py --help
+
+The policy is a diffusion model over actions: from Gaussian noise, T = 5 reverse steps, each one pass of a network that
+predicts the noise in its input. It is trained
+  1. to match the behaviour policy: the usual denoising loss on the dataset's actions;
+  2. to have a high Q. A policy gradient through the whole reverse chain, -Q(s, a), scaled by the size of Q.
+`eta` weighs the second against the first. The critic is a pair of Q networks with TD targets. To act, 50 actions are
+drawn and one of them is chosen with probability softmax(Q).
+
+Where the paper and the authors' code differ, we follow the code, which made the published numbers:
+  * a reverse step estimates the clean action, clips it, and draws from the posterior around it (the paper writes DDPM's
+    algorithm 2, without a clip and with variance beta);
+  * the Q term takes one of the two critics by the toss of a coin and is divided by the mean |Q| of the other;
+  * the loss of the critic is a sum over the two critics, not a mean;
+  * with max_q_backup the maximum over samples comes first, for each critic, then the minimum over critics.
+Different from the authors' code (PyTorch): learning rates decay at every update, not every thousand; biases start at
+zero; the dataset lives on the device and `log_every` updates run in one compiled program.
+
+Protocol: as the other scripts, 50 episodes every 100k updates, score = mean success of the last three evaluations (the
+paper selects checkpoints). Needs `common/` (data, evaluation, run bookkeeping); the algorithm is all here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from common import UserError, runs
+from common.buffers import make_buffer, sample
+from common.datasets import load_dataset
+from common.evaluation import Evaluator
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Args(runs.Args):
+    batch_size: int = 256
+    """transitions per update"""
+    learning_rate: float = 3e-4
+    """Adam, actor and critic"""
+    critic_learning_rate: float | None = None
+    """Adam, critic; None is learning_rate. The authors tune the actor's alone"""
+    discount: float = 0.99
+    """gamma of the TD target"""
+    target_rate: float = 0.005
+    """how far the target critic moves per update"""
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """actor and critic, one number per layer"""
+    eta: float = 1.0
+    """weight of Q against the denoising loss; the one to tune: 0.005 to 4.5 on D4RL"""
+    diffusion_steps: int = 5
+    """reverse steps from noise to action (T), each one pass of the actor"""
+    beta_schedule: Literal["vp", "linear", "cosine"] = "vp"
+    """how much noise each step adds"""
+    grad_norm: float = 5.0
+    """gradients of actor and critic are clipped to this norm, each on its own; 1 to 10 on D4RL"""
+    max_q_backup: bool = False
+    """TD target from the best of ten actions (the authors' antmaze runs)"""
+    num_samples: int = 50
+    """actions to choose from when acting"""
+    lr_decay: bool = True
+    """let both learning rates fall to 0 over --steps, as half a cosine"""
+
+
+# Chosen by --env; a flag on the command line wins. The authors published settings for D4RL only (main.py of theirs).
+# There is no D4RL loader here yet, so these rows are data. Their rewards: antmaze 4 (r - 0.5), pen standardised.
+GYM = dict(critic_learning_rate=3e-4, steps=2_000_000, eval_every=50_000, eval_episodes=10)
+REST = dict(critic_learning_rate=3e-4, steps=1_000_000, eval_every=50_000, eval_episodes=100)
+PRESETS = {
+    "halfcheetah-medium-v2": dict(eta=1.0, grad_norm=9.0, **GYM),
+    "hopper-medium-v2": dict(eta=1.0, grad_norm=9.0, **GYM),
+    "walker2d-medium-v2": dict(eta=1.0, grad_norm=1.0, **GYM),
+    "halfcheetah-medium-replay-v2": dict(eta=1.0, grad_norm=2.0, **GYM),
+    "hopper-medium-replay-v2": dict(eta=1.0, grad_norm=4.0, **GYM),
+    "walker2d-medium-replay-v2": dict(eta=1.0, grad_norm=4.0, **GYM),
+    "halfcheetah-medium-expert-v2": dict(eta=1.0, grad_norm=7.0, **GYM),
+    "hopper-medium-expert-v2": dict(eta=1.0, grad_norm=5.0, **GYM),
+    "walker2d-medium-expert-v2": dict(eta=1.0, grad_norm=5.0, **GYM),
+    "antmaze-umaze-v0": dict(eta=0.5, grad_norm=2.0, **REST),
+    "antmaze-umaze-diverse-v0": dict(eta=2.0, grad_norm=3.0, max_q_backup=True, **REST),
+    "antmaze-medium-play-v0": dict(eta=2.0, grad_norm=2.0, max_q_backup=True, learning_rate=1e-3, **REST),
+    "antmaze-medium-diverse-v0": dict(eta=3.0, grad_norm=1.0, max_q_backup=True, **REST),
+    "antmaze-large-play-v0": dict(eta=4.5, grad_norm=10.0, max_q_backup=True, **REST),
+    "antmaze-large-diverse-v0": dict(eta=3.5, grad_norm=7.0, max_q_backup=True, **REST),
+    "pen-human-v1": dict(eta=0.15, grad_norm=7.0, learning_rate=3e-5, **REST),
+    "pen-cloned-v1": dict(eta=0.1, grad_norm=8.0, learning_rate=3e-5, **REST),
+    "kitchen-complete-v0": dict(eta=0.005, grad_norm=9.0, **REST | dict(steps=250_000)),
+    "kitchen-partial-v0": dict(eta=0.005, grad_norm=10.0, **REST),
+    "kitchen-mixed-v0": dict(eta=0.005, grad_norm=10.0, **REST),
+}
+
+# Ours, not the paper's: small problems for a laptop. Five steps are too few to tell the bandits' modes apart: even with
+# the exact denoiser, a third of the samples is within 0.2 of a mode of `bandit` with T = 5, 99% with T = 20.
+BANDIT = dict(
+    hidden_dims=(128, 128, 128), batch_size=128, learning_rate=3e-3, critic_learning_rate=1e-3,
+    eta=0.2, diffusion_steps=20,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+CORNERS = BANDIT | dict(batch_size=64, eta=1.0, diffusion_steps=50, steps=8_000, eval_every=2_000)
+POINTMAZE = dict(
+    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, eta=1.0,
+    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+# PyTorch's default for a linear layer: uniform within +-1 / sqrt(inputs).
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class MLP(nn.Module):
+    """Dense -> Mish per hidden layer, then one linear layer."""
+
+    hidden_dims: Sequence[int]
+    output_dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_dims:
+            x = jax.nn.mish(nn.Dense(size, kernel_init=kernel_init)(x))
+        return nn.Dense(self.output_dim, kernel_init=kernel_init)(x)
+
+
+class Critic(nn.Module):
+    """Two networks Q(s, a): (..., S), (..., A) -> (2, ...). Each has its own parameters."""
+
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        pair = nn.vmap(MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=2)
+        return pair(self.hidden_dims, 1)(jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """eps(s, x, t) -> the noise in x: an MLP on x, an embedding of t, and s side by side. t: integers 0 to T - 1, one
+    number or one per row."""
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+    time_dim: int = 16
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(self.time_dim // 2) / (self.time_dim // 2 - 1))
+        angles = jnp.asarray(t)[..., None] * frequencies
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        time = MLP((2 * self.time_dim,), self.time_dim)(waves)
+        time = jnp.broadcast_to(time, (*x.shape[:-1], self.time_dim))
+        return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([x, time, observations], axis=-1))
+
+
+# ---------------------------------------------------------------------------------------------------------- diffusion
+
+
+class Schedule(NamedTuple):
+    """Constants of the T steps, (T,) each; t = 0 is the least noisy one."""
+
+    betas: jax.Array  # variance that step t adds
+    alphas: jax.Array  # 1 - betas
+    alpha_bars: jax.Array  # product of the alphas up to t
+    signal: jax.Array  # sqrt(alpha_bars): x_t = signal * action + noise * eps
+    noise: jax.Array  # sqrt(1 - alpha_bars)
+    posterior_action: jax.Array  # q(x_{t-1} | x_t, action): weight of the action in its mean,
+    posterior_x: jax.Array  # of x_t,
+    posterior_std: jax.Array  # and its standard deviation, 0 at t = 0
+
+
+def make_schedule(num_steps: int, kind: str = "vp") -> Schedule:
+    """The constants for T = num_steps. vp: beta_t = 1 - exp(-0.1 / T - 0.5 (10 - 0.1) (2t + 1) / T^2)."""
+    # NumPy's float64 up to the end: in float32, 1 - alpha_bar would lose four digits.
+    steps = np.arange(num_steps)
+    if kind == "vp":
+        betas = 1 - np.exp(-0.1 / num_steps - 0.5 * (10 - 0.1) * (2 * steps + 1) / num_steps**2)
+    elif kind == "cosine":
+        level = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.clip(1 - level[1:] / level[:-1], 0, 0.999)
+    else:
+        betas = np.linspace(1e-4, 0.02, num_steps)
+    alphas = 1 - betas
+    bars = np.cumprod(alphas)
+    before = np.append(1, bars[:-1])  # alpha_bar of step t - 1
+    posterior_action = betas * np.sqrt(before) / (1 - bars)
+    posterior_x = (1 - before) * np.sqrt(alphas) / (1 - bars)
+    posterior_std = np.sqrt(betas * (1 - before) / (1 - bars))
+    constants = (betas, alphas, bars, np.sqrt(bars), np.sqrt(1 - bars), posterior_action, posterior_x, posterior_std)
+    return Schedule(*(jnp.asarray(x, jnp.float32) for x in constants))
+
+
+def diffuse(actions: jax.Array, eps: jax.Array, t: jax.Array, schedule: Schedule) -> jax.Array:
+    """Actions (B, A) after the noise of steps 0 to t, in one go: sqrt(abar_t) a + sqrt(1 - abar_t) eps. t: (B,)."""
+    return schedule.signal[t][:, None] * actions + schedule.noise[t][:, None] * eps
+
+
+def reverse_step(x: jax.Array, eps: jax.Array, t: jax.Array, noise: jax.Array, schedule: Schedule) -> jax.Array:
+    """One step from x_t to x_{t-1}, (B, A) each: a draw from q(x_{t-1} | x_t, a) at the clipped estimate of the action,
+    a = clip((x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)).
+
+    eps: the network's prediction; noise: standard normal, without effect at t = 0; t: a number.
+    """
+    action = jnp.clip((x - schedule.noise[t] * eps) / schedule.signal[t], -1, 1)
+    mean = schedule.posterior_action[t] * action + schedule.posterior_x[t] * x
+    return mean + schedule.posterior_std[t] * noise
+
+
+def reverse_chain(eps_fn: Callable, x: jax.Array, noise: jax.Array, schedule: Schedule) -> jax.Array:
+    """Actions in [-1, 1] from x_T ~ N(0, 1), (B, A), by T reverse steps. Can be differentiated.
+
+    eps_fn(x (B, A), t) -> (B, A); noise: (T, B, A), standard normal, noise[t] for the step at t.
+    """
+
+    def step(x, inputs):
+        t, noise = inputs
+        return reverse_step(x, eps_fn(x, t), t, noise, schedule), None
+
+    x, _ = jax.lax.scan(step, x, (jnp.arange(len(noise)), noise), reverse=True)
+    return jnp.clip(x, -1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- critic
+
+
+def td_loss(q: jax.Array, next_q: jax.Array, rewards: jax.Array, masks: jax.Array, discount: float) -> jax.Array:
+    """Squared TD error of two critics, target r + discount * m * min_i max_k Q_i(s', a'_k).
+
+    q (2, B): Q_i(s, a); next_q (2, B, K): target critics at (s', a'_k), a' K samples of the policy (one, or ten with
+    max_q_backup); rewards, masks (B,). Returns a scalar, the mean over the batch, summed over the critics.
+    """
+    next_value = next_q.max(axis=-1).min(axis=0)
+    target = jax.lax.stop_gradient(rewards + discount * masks * next_value)
+    return jnp.sum(jnp.mean((q - target) ** 2, axis=-1))
+
+
+# -------------------------------------------------------------------------------------------------------------- agent
+
+BACKUP_SAMPLES = 10  # of the next action, with max_q_backup
+ACTOR_TARGET_RATE, ACTOR_TARGET_EVERY, ACTOR_TARGET_START = 0.005, 5, 1_000  # the target actor's moves, in updates
+
+
+class TrainState(NamedTuple):
+    """All that training changes; a checkpoint is this tuple."""
+
+    params: dict  # of actor and critic
+    target_actor: dict
+    target_critic: dict
+    optimizer_state: dict  # of actor and critic, each has an Adam of its own
+    key: jax.Array
+    step: jax.Array
+
+
+class Agent(NamedTuple):
+    init: Callable
+    update: Callable
+    act: Callable
+
+
+def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
+    """The algorithm as three pure functions.
+
+    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
+    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
+    Raises UserError if grad_norm is not positive.
+    """
+    if args.grad_norm <= 0:
+        raise UserError(f"--grad-norm {args.grad_norm} must be positive; a large number clips nothing.")
+    schedule = make_schedule(args.diffusion_steps, args.beta_schedule)
+    actor = Actor(args.hidden_dims, action_dim)
+    critic = Critic(args.hidden_dims)
+
+    def make_optimizer(rate):
+        rate = optax.cosine_decay_schedule(rate, args.steps) if args.lr_decay else rate
+        return optax.chain(optax.clip_by_global_norm(args.grad_norm), optax.adam(rate))
+
+    optimizers = {
+        "actor": make_optimizer(args.learning_rate),
+        "critic": make_optimizer(args.critic_learning_rate or args.learning_rate),
+    }
+
+    def init(key):
+        key, actor_key, critic_key = jax.random.split(key, 3)
+        observation, action = jnp.zeros(observation_dim), jnp.zeros(action_dim)
+        params = {
+            "actor": actor.init(actor_key, observation, action, 0),
+            "critic": critic.init(critic_key, observation, action),
+        }
+        target_actor, target_critic = jax.tree.map(jnp.copy, (params["actor"], params["critic"]))
+        optimizer_state = {name: optimizers[name].init(params[name]) for name in params}
+        return TrainState(params, target_actor, target_critic, optimizer_state, key, jnp.int32(0))
+
+    def sample_actions(actor_params, observations, key):
+        x_key, noise_key = jax.random.split(key)
+        x = jax.random.normal(x_key, (*observations.shape[:-1], action_dim))
+        noise = jax.random.normal(noise_key, (args.diffusion_steps, *x.shape))
+
+        def eps_fn(x, t):
+            return actor.apply(actor_params, observations, x, t)
+
+        return reverse_chain(eps_fn, x, noise, schedule)
+
+    def critic_loss(critic_params, state, batch, key):
+        num_actions = BACKUP_SAMPLES if args.max_q_backup else 1
+        repeated = jnp.repeat(batch["next_observations"][:, None], num_actions, axis=1)  # (B, K, S)
+        next_q = critic.apply(state.target_critic, repeated, sample_actions(state.target_actor, repeated, key))
+        q = critic.apply(critic_params, batch["observations"], batch["actions"])  # (2, B)
+        loss = td_loss(q, next_q, batch["rewards"], batch["masks"], args.discount)
+        return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
+
+    def actor_loss(actor_params, state, batch, key):
+        t_key, eps_key, action_key, coin_key = jax.random.split(key, 4)
+
+        # Behaviour: predict the noise in the dataset's actions.
+        t = jax.random.randint(t_key, batch["rewards"].shape, 0, args.diffusion_steps)
+        eps = jax.random.normal(eps_key, batch["actions"].shape)
+        predicted = actor.apply(actor_params, batch["observations"], diffuse(batch["actions"], eps, t, schedule), t)
+        denoising = jnp.mean((predicted - eps) ** 2)
+
+        # Improvement: one critic at one fresh action per state, scaled by the other; their parameters are constants.
+        actions = sample_actions(actor_params, batch["observations"], action_key)
+        q = critic.apply(state.params["critic"], batch["observations"], actions)  # (2, B)
+        q, other_q = jnp.where(jax.random.bernoulli(coin_key), q, q[::-1])
+        q_loss = -q.mean() / jax.lax.stop_gradient(jnp.abs(other_q).mean())
+
+        loss = denoising + args.eta * q_loss
+        return loss, {"losses/actor": loss, "losses/denoising": denoising, "losses/q": q_loss}
+
+    def gradient_step(state, name, grads):
+        updates, optimizer_state = optimizers[name].update(grads, state.optimizer_state[name], state.params[name])
+        params = optax.apply_updates(state.params[name], updates)
+        return state._replace(
+            params=state.params | {name: params}, optimizer_state=state.optimizer_state | {name: optimizer_state}
+        )
+
+    def update(state, batch):
+        key, critic_key, actor_key = jax.random.split(state.key, 3)
+        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.params["critic"], state, batch, critic_key)
+        state = gradient_step(state, "critic", grads)
+        # The actor is trained against the critic after its step.
+        grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.params["actor"], state, batch, actor_key)
+        state = gradient_step(state, "actor", grads)
+
+        target_critic = optax.incremental_update(state.params["critic"], state.target_critic, args.target_rate)
+        due = (state.step >= ACTOR_TARGET_START) & (state.step % ACTOR_TARGET_EVERY == 0)
+        rate = jnp.where(due, ACTOR_TARGET_RATE, 0.0)
+        target_actor = optax.incremental_update(state.params["actor"], state.target_actor, rate)
+        state = state._replace(target_actor=target_actor, target_critic=target_critic, key=key, step=state.step + 1)
+        return state, critic_metrics | actor_metrics
+
+    def act(state, observations, key):
+        action_key, choice_key = jax.random.split(key)
+        repeated = jnp.repeat(observations[:, None], args.num_samples, axis=1)  # (B, K, S)
+        actions = sample_actions(state.params["actor"], repeated, action_key)  # (B, K, A)
+        q = critic.apply(state.target_critic, repeated, actions).min(axis=0)
+        choice = jax.random.categorical(choice_key, q)  # (B,), with probability softmax(q)
+        return jnp.take_along_axis(actions, choice[:, None, None], axis=1).squeeze(1)
+
+    return Agent(init, update, act)
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def main(args: Args) -> None:
+    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    def train_chunk(state, buffer):
+        """`log_every` updates in one program; returns the mean of each metric."""
+
+        def step(state, _):
+            key, batch_key = jax.random.split(state.key)
+            batch = sample(buffer, batch_key, args.batch_size)
+            return agent.update(state._replace(key=key), batch)
+
+        state, metrics = jax.lax.scan(step, state, length=args.log_every)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+        # A leading axis of seeds everywhere; the dataset is shared.
+        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
+        state, buffer = runs.place(state, make_buffer(dataset))
+        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
+        while True:
+            if run.evaluation_due():
+                run.log_evaluation(evaluate(state, run.step, run.stopping))
+            if run.stopping() or run.step >= args.steps:
+                break
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due():
+                run.save(state)
+        run.finish(state)
+
+
+if __name__ == "__main__":
+    runs.launch(main, Args, PRESETS)

@@ -1,0 +1,407 @@
+"""Implicit Diffusion Q-Learning (IDQL), https://arxiv.org/abs/2304.10573, in one file.
+
+    python idql.py --env bandit                                # two modes, a policy that works, a minute on a laptop
+    python idql.py --env antmaze-large-navigate --num-seeds 8  # the benchmark, on a GPU
+    python idql.py --help
+
+Three learners that meet only when acting:
+  1. a diffusion model of the behaviour policy: from Gaussian noise, T = 5 reverse steps, each one pass of a network
+     that predicts the noise in its input. It sees no Q and no reward;
+  2. a value network V, an expectile of Q over the dataset's actions. With `expectile` above 1/2 it leans to the good
+     ones, and no action outside the data is ever asked for;
+  3. a pair of Q networks with TD targets r + discount * V(s').
+To act, 64 actions are drawn from the behaviour model and the one with the highest Q is taken.
+
+Where the paper and the authors' code differ, we follow the code, which made the published numbers:
+  * the actor's optimiser is AdamW with optax's weight decay (the paper says Adam);
+  * one batch serves all three learners (the paper gives the actor 1024 transitions, the critics 256).
+The authors' later, simplified release has another time embedding and swish; this is the paper's network. The paper also
+defines drawing the action with weights; the official evaluation takes the best, and so do we.
+Different from the authors' code: V and Q train as long as the actor (theirs stop half way); the dataset lives on the
+device and `log_every` updates run in one compiled program.
+
+Protocol: 50 episodes every 250k of 3M updates, score = mean success of the last three evaluations. Needs `common/`
+(data, evaluation, run bookkeeping); the algorithm is all here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from common import UserError, runs
+from common.buffers import make_buffer, sample
+from common.datasets import load_dataset
+from common.evaluation import Evaluator
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Args(runs.Args):
+    batch_size: int = 512
+    """transitions per update"""
+    learning_rate: float = 3e-4
+    """Adam, value and critic; AdamW, actor, whose rate falls to 0 over --steps, as half a cosine"""
+    discount: float = 0.99
+    """gamma of the TD target"""
+    target_rate: float = 0.005
+    """how far the target critic moves per update"""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """value and critic, one number per layer"""
+    actor_width: int | None = None
+    """of the actor's three residual blocks; None is the first of hidden_dims"""
+    expectile: float = 0.7
+    """which expectile of Q the value is, 0.5 to 1; the one to tune: 0.7 or 0.9"""
+    diffusion_steps: int = 5
+    """reverse steps from noise to action (T), each one pass of the actor"""
+    num_samples: int = 64
+    """actions to choose from when acting"""
+    actor_target_rate: float = 0.001
+    """how far the target actor, which acts, moves per update"""
+    sampling_temperature: float = 1.0
+    """scale of the noise in the reverse steps"""
+
+
+# Chosen by --env; a flag on the command line wins. OGBench: as FQL's paper (arXiv 2502.02538, table 6 and appendix E.2)
+# ran IDQL, the discount being FQL's; num_samples of antsoccer is that of a later paper with FQL's settings.
+LONG = dict(num_samples=32, steps=3_000_000, eval_every=250_000)
+LOCOMOTION = dict(hidden_dims=(512, 512), actor_width=256, expectile=0.7, **LONG)
+MANIPULATION = dict(hidden_dims=(256, 256), expectile=0.9, discount=0.99, **LONG)
+PRESETS = {
+    "antmaze-large-navigate": dict(discount=0.99, **LOCOMOTION),
+    "antmaze-giant-navigate": dict(discount=0.995, **LOCOMOTION),
+    "humanoidmaze-medium-navigate": dict(discount=0.995, **LOCOMOTION),
+    "humanoidmaze-large-navigate": dict(discount=0.995, **LOCOMOTION),
+    "antsoccer-arena-navigate": dict(discount=0.995, **LOCOMOTION),
+    "cube-single-play": MANIPULATION,
+    "cube-double-play": MANIPULATION,
+    "scene-play": MANIPULATION,
+    "puzzle-3x3-play": MANIPULATION,
+    "puzzle-4x4-play": MANIPULATION,
+}
+
+# There is no D4RL loader here yet, so these rows are data. antmaze and locomotion: IDQL's paper, appendix E, on rewards
+# r - 1 and 1000 r / (best return - worst return); adroit: FQL's paper as above.
+MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+PRESETS |= {f"antmaze-{maze}-v2": dict(expectile=0.9, **LONG) for maze in MAZES}
+for robot in ("halfcheetah", "hopper", "walker2d"):
+    for data in ("medium", "medium-replay", "medium-expert"):
+        PRESETS[f"{robot}-{data}-v2"] = dict(expectile=0.7, **LONG | dict(num_samples=128))
+for hand in ("pen", "door", "hammer", "relocate"):
+    for data in ("human", "cloned", "expert"):
+        PRESETS[f"{hand}-{data}-v1"] = dict(expectile=0.7, **LONG)
+PRESETS["hammer-human-v1"]["num_samples"] = 128
+PRESETS["relocate-cloned-v1"]["num_samples"] = 64
+
+# Ours, not the paper's: small problems for a laptop.
+BANDIT = dict(
+    hidden_dims=(64, 64), batch_size=64, learning_rate=1e-3, target_rate=0.02, actor_target_rate=0.01,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+POINTMAZE = dict(
+    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, actor_target_rate=0.01, expectile=0.9,
+    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+kernel_init = nn.initializers.xavier_uniform()
+
+
+class MLP(nn.Module):
+    """Dense -> activation per hidden layer, then one linear layer."""
+
+    hidden_dims: Sequence[int]
+    output_dim: int
+    activation: Callable = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_dims:
+            x = self.activation(nn.Dense(size, kernel_init=kernel_init)(x))
+        return nn.Dense(self.output_dim, kernel_init=kernel_init)(x)
+
+
+class Value(MLP):
+    """V(s): (..., S) -> (...)."""
+
+    output_dim: int = 1
+
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        return super().__call__(observations).squeeze(-1)
+
+
+class Critic(nn.Module):
+    """Two networks Q(s, a): (..., S), (..., A) -> (2, ...). Each has its own parameters."""
+
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        pair = nn.vmap(MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=2)
+        return pair(self.hidden_dims, 1)(jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """eps(s, x, t) -> the noise in x: residual blocks with LayerNorm (the paper's LN-ResNet) on x, s, and an embedding
+    of t side by side. t: integers 0 to T - 1, one number or one per row. `training` turns dropout on."""
+
+    width: int
+    action_dim: int
+    num_blocks: int = 3
+    dropout: float = 0.1
+    time_dim: int = 64
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, x: jax.Array, t: jax.Array, training: bool = False) -> jax.Array:
+        frequencies = self.param("frequencies", nn.initializers.normal(0.2), (self.time_dim // 2,))
+        angles = 2 * jnp.pi * jnp.asarray(t)[..., None] * frequencies
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        time = MLP((128,), 128, jax.nn.mish)(waves)
+        time = jnp.broadcast_to(time, (*x.shape[:-1], 128))
+        x = nn.Dense(self.width, kernel_init=kernel_init)(jnp.concatenate([x, observations, time], axis=-1))
+        for _ in range(self.num_blocks):
+            residual = nn.LayerNorm()(nn.Dropout(self.dropout, deterministic=not training)(x))
+            residual = jax.nn.mish(nn.Dense(4 * self.width)(residual))
+            x = x + nn.Dense(self.width)(residual)
+        return nn.Dense(self.action_dim, kernel_init=kernel_init)(jax.nn.mish(x))
+
+
+# ---------------------------------------------------------------------------------------------------------- diffusion
+
+
+class Schedule(NamedTuple):
+    """Constants of the T steps, (T,) each; t = 0 is the least noisy one."""
+
+    betas: jax.Array  # variance that step t adds
+    alphas: jax.Array  # 1 - betas
+    alpha_bars: jax.Array  # product of the alphas up to t
+    signal: jax.Array  # sqrt(alpha_bars): x_t = signal * action + noise * eps
+    noise: jax.Array  # sqrt(1 - alpha_bars)
+
+
+def make_schedule(num_steps: int, kind: str = "vp") -> Schedule:
+    """The constants for T = num_steps. vp: beta_t = 1 - exp(-0.1 / T - 0.5 (10 - 0.1) (2t + 1) / T^2)."""
+    # NumPy's float64 up to the end: in float32, 1 - alpha_bar would lose four digits.
+    steps = np.arange(num_steps)
+    if kind == "vp":
+        betas = 1 - np.exp(-0.1 / num_steps - 0.5 * (10 - 0.1) * (2 * steps + 1) / num_steps**2)
+    elif kind == "cosine":
+        level = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.clip(1 - level[1:] / level[:-1], 0, 0.999)
+    else:
+        betas = np.linspace(1e-4, 0.02, num_steps)
+    alphas = 1 - betas
+    bars = np.cumprod(alphas)
+    constants = (betas, alphas, bars, np.sqrt(bars), np.sqrt(1 - bars))
+    return Schedule(*(jnp.asarray(x, jnp.float32) for x in constants))
+
+
+def diffuse(actions: jax.Array, eps: jax.Array, t: jax.Array, schedule: Schedule) -> jax.Array:
+    """Actions (B, A) after the noise of steps 0 to t, in one go: sqrt(abar_t) a + sqrt(1 - abar_t) eps. t: (B,)."""
+    return schedule.signal[t][:, None] * actions + schedule.noise[t][:, None] * eps
+
+
+def reverse_step(
+    x: jax.Array, eps: jax.Array, t: jax.Array, noise: jax.Array, schedule: Schedule, temperature: float
+) -> jax.Array:
+    """One step from x_t to x_{t-1}, (B, A) each (DDPM, algorithm 2, with the result clipped):
+    (x_t - (1 - alpha_t) / sqrt(1 - abar_t) eps) / sqrt(alpha_t) + sqrt(beta_t) temperature noise.
+
+    eps: the network's prediction; noise: standard normal, without effect at t = 0; t: a number.
+    """
+    mean = (x - schedule.betas[t] / schedule.noise[t] * eps) / jnp.sqrt(schedule.alphas[t])
+    return jnp.clip(mean + (t > 0) * jnp.sqrt(schedule.betas[t]) * temperature * noise, -1, 1)
+
+
+def reverse_chain(
+    eps_fn: Callable, x: jax.Array, noise: jax.Array, schedule: Schedule, temperature: float
+) -> jax.Array:
+    """Actions in [-1, 1] from x_T ~ N(0, 1), (B, A), by T reverse steps.
+
+    eps_fn(x (B, A), t) -> (B, A); noise: (T, B, A), standard normal, noise[t] for the step at t.
+    """
+
+    def step(x, inputs):
+        t, noise = inputs
+        return reverse_step(x, eps_fn(x, t), t, noise, schedule, temperature), None
+
+    x, _ = jax.lax.scan(step, x, (jnp.arange(len(noise)), noise), reverse=True)
+    return x
+
+
+# ------------------------------------------------------------------------------------------------------------- critic
+
+
+def expectile_loss(diff: jax.Array, expectile: float) -> jax.Array:
+    """|expectile - 1(diff < 0)| diff^2, elementwise (IQL, arXiv 2110.06169, Eq. 5). diff: Q - V."""
+    return jnp.where(diff > 0, expectile, 1 - expectile) * diff**2
+
+
+def td_loss(q: jax.Array, next_v: jax.Array, rewards: jax.Array, masks: jax.Array, discount: float) -> jax.Array:
+    """Squared TD error of two critics, target r + discount * m * V(s').
+
+    q (2, B): Q_i(s, a); next_v (B,): V(s'); rewards, masks (B,). Returns a scalar, the mean over critics and batch.
+    """
+    target = jax.lax.stop_gradient(rewards + discount * masks * next_v)
+    return jnp.mean((q - target) ** 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- agent
+
+
+class TrainState(NamedTuple):
+    """All that training changes; a checkpoint is this tuple."""
+
+    params: dict  # of actor, value and critic
+    target_actor: dict
+    target_critic: dict
+    optimizer_state: dict  # of actor, value and critic, each has an Adam of its own
+    key: jax.Array
+    step: jax.Array
+
+
+class Agent(NamedTuple):
+    init: Callable
+    update: Callable
+    act: Callable
+
+
+def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
+    """The algorithm as three pure functions.
+
+    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
+    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
+    Raises UserError if expectile does not lie between 0 and 1.
+    """
+    if not 0 < args.expectile < 1:
+        raise UserError(f"--expectile {args.expectile} must lie between 0 and 1, ends excluded.")
+    schedule = make_schedule(args.diffusion_steps)
+    actor = Actor(args.actor_width or args.hidden_dims[0], action_dim)
+    value = Value(args.hidden_dims)
+    critic = Critic(args.hidden_dims)
+    optimizers = {
+        "actor": optax.adamw(optax.cosine_decay_schedule(args.learning_rate, args.steps)),
+        "value": optax.adam(args.learning_rate),
+        "critic": optax.adam(args.learning_rate),
+    }
+
+    def init(key):
+        key, actor_key, value_key, critic_key = jax.random.split(key, 4)
+        observation, action = jnp.zeros(observation_dim), jnp.zeros(action_dim)
+        params = {
+            "actor": actor.init(actor_key, observation, action, 0),
+            "value": value.init(value_key, observation),
+            "critic": critic.init(critic_key, observation, action),
+        }
+        target_actor, target_critic = jax.tree.map(jnp.copy, (params["actor"], params["critic"]))
+        optimizer_state = {name: optimizers[name].init(params[name]) for name in params}
+        return TrainState(params, target_actor, target_critic, optimizer_state, key, jnp.int32(0))
+
+    def sample_actions(actor_params, observations, key):
+        x_key, noise_key = jax.random.split(key)
+        x = jax.random.normal(x_key, (*observations.shape[:-1], action_dim))
+        noise = jax.random.normal(noise_key, (args.diffusion_steps, *x.shape))
+
+        def eps_fn(x, t):
+            return actor.apply(actor_params, observations, x, t)
+
+        return reverse_chain(eps_fn, x, noise, schedule, args.sampling_temperature)
+
+    def actor_loss(actor_params, batch, key):
+        t_key, eps_key, dropout_key = jax.random.split(key, 3)
+        t = jax.random.randint(t_key, batch["rewards"].shape, 0, args.diffusion_steps)
+        eps = jax.random.normal(eps_key, batch["actions"].shape)
+        x = diffuse(batch["actions"], eps, t, schedule)
+        predicted = actor.apply(actor_params, batch["observations"], x, t, training=True, rngs={"dropout": dropout_key})
+        loss = jnp.mean(jnp.sum((predicted - eps) ** 2, axis=-1))
+        return loss, {"losses/actor": loss}
+
+    def value_loss(value_params, state, batch):
+        q = critic.apply(state.target_critic, batch["observations"], batch["actions"]).min(axis=0)
+        v = value.apply(value_params, batch["observations"])  # (B,)
+        loss = expectile_loss(jax.lax.stop_gradient(q) - v, args.expectile).mean()
+        return loss, {"losses/value": loss, "train/v_mean": v.mean()}
+
+    def critic_loss(critic_params, state, batch):
+        next_v = value.apply(state.params["value"], batch["next_observations"])
+        q = critic.apply(critic_params, batch["observations"], batch["actions"])  # (2, B)
+        loss = td_loss(q, next_v, batch["rewards"], batch["masks"], args.discount)
+        return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
+
+    def gradient_step(state, name, grads):
+        updates, optimizer_state = optimizers[name].update(grads, state.optimizer_state[name], state.params[name])
+        params = optax.apply_updates(state.params[name], updates)
+        return state._replace(
+            params=state.params | {name: params}, optimizer_state=state.optimizer_state | {name: optimizer_state}
+        )
+
+    def update(state, batch):
+        key, actor_key = jax.random.split(state.key)
+        grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.params["actor"], batch, actor_key)
+        state = gradient_step(state, "actor", grads)
+        grads, value_metrics = jax.grad(value_loss, has_aux=True)(state.params["value"], state, batch)
+        state = gradient_step(state, "value", grads)
+        # The critic is trained against the value after its step.
+        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.params["critic"], state, batch)
+        state = gradient_step(state, "critic", grads)
+
+        target_critic = optax.incremental_update(state.params["critic"], state.target_critic, args.target_rate)
+        target_actor = optax.incremental_update(state.params["actor"], state.target_actor, args.actor_target_rate)
+        state = state._replace(target_actor=target_actor, target_critic=target_critic, key=key, step=state.step + 1)
+        return state, actor_metrics | value_metrics | critic_metrics
+
+    def act(state, observations, key):
+        repeated = jnp.repeat(observations[:, None], args.num_samples, axis=1)  # (B, K, S)
+        actions = sample_actions(state.target_actor, repeated, key)  # (B, K, A)
+        q = critic.apply(state.target_critic, repeated, actions).min(axis=0)
+        choice = q.argmax(axis=-1)  # (B,)
+        return jnp.take_along_axis(actions, choice[:, None, None], axis=1).squeeze(1)
+
+    return Agent(init, update, act)
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def main(args: Args) -> None:
+    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    def train_chunk(state, buffer):
+        """`log_every` updates in one program; returns the mean of each metric."""
+
+        def step(state, _):
+            key, batch_key = jax.random.split(state.key)
+            batch = sample(buffer, batch_key, args.batch_size)
+            return agent.update(state._replace(key=key), batch)
+
+        state, metrics = jax.lax.scan(step, state, length=args.log_every)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+        # A leading axis of seeds everywhere; the dataset is shared.
+        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
+        state, buffer = runs.place(state, make_buffer(dataset))
+        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
+        while True:
+            if run.evaluation_due():
+                run.log_evaluation(evaluate(state, run.step, run.stopping))
+            if run.stopping() or run.step >= args.steps:
+                break
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due():
+                run.save(state)
+        run.finish(state)
+
+
+if __name__ == "__main__":
+    runs.launch(main, Args, PRESETS)

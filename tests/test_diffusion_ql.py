@@ -1,0 +1,340 @@
+"""Diffusion-QL against the authors' code (numbers in tests/golden) and against a slow second writing of its update."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffusion_ql
+
+GOLDEN = Path(__file__).parent / "golden"
+OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
+
+
+def cases(name):
+    return [pytest.param(np.load(path), id=path.stem) for path in sorted(GOLDEN.glob(f"{name}_*.npz"))]
+
+
+def assert_close(value, case, key):
+    """The fixtures' tolerance: 1e-5, or twice the error that the authors' own float32 makes."""
+    tolerance = max(1e-5, 2 * float(case["f32_err"])) if "f32_err" in case else 1e-5
+    np.testing.assert_allclose(np.asarray(value), case[key], rtol=1e-5, atol=tolerance)
+
+
+# ------------------------------------------------------------------------------------------------ the authors' numbers
+
+
+@pytest.mark.parametrize("case", cases("diffusion_schedules"))
+def test_schedule_matches_the_authors(case):
+    schedule = diffusion_ql.make_schedule(int(case["T"]), str(case["schedule"]))
+    assert all(x.dtype == jnp.float32 for x in schedule)
+    assert_close(schedule.betas, case, "betas")
+    assert_close(schedule.alphas, case, "alphas")
+    assert_close(schedule.alpha_bars, case, "alpha_hats")
+    assert_close(schedule.posterior_action, case, "posterior_mean_coef1")
+    assert_close(schedule.posterior_x, case, "posterior_mean_coef2")
+    assert_close(schedule.posterior_std**2, case, "posterior_variance")
+    assert_close(1 / schedule.signal, case, "sqrt_recip_alpha_hats")
+    assert_close(schedule.noise / schedule.signal, case, "sqrt_recipm1_alpha_hats")
+
+
+def test_default_schedule_is_the_papers():
+    jax.tree.map(np.testing.assert_array_equal, diffusion_ql.make_schedule(5), diffusion_ql.make_schedule(5, "vp"))
+    assert diffusion_ql.Args().diffusion_steps == 5
+
+
+def eps_field(case):
+    """The fixtures' stand-in for the network."""
+    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
+
+
+@pytest.mark.parametrize("case", cases("ddpm_sampler_ql"))
+def test_each_reverse_step_matches_the_authors(case):
+    schedule = diffusion_ql.make_schedule(int(case["T"]), str(case["schedule"]))
+    eps_fn, num_steps = eps_field(case), int(case["T"])
+    for t in reversed(range(num_steps)):
+        x = jnp.asarray(case["chain"][num_steps - 1 - t], jnp.float32)
+        after = diffusion_ql.reverse_step(x, eps_fn(x, t), t, case["z"][t], schedule)
+        tolerance = max(1e-5, 2 * float(case["f32_err"]))
+        np.testing.assert_allclose(after, case["chain"][num_steps - t], rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", cases("ddpm_sampler_ql"))
+def test_the_whole_chain_matches_the_authors(case):
+    schedule = diffusion_ql.make_schedule(int(case["T"]), str(case["schedule"]))
+    chain = jax.jit(lambda x, noise: diffusion_ql.reverse_chain(eps_field(case), x, noise, schedule))
+    assert_close(chain(case["x_T"], case["z"]), case, "actions")
+
+
+@pytest.mark.parametrize("case", [case for case in cases("td_targets") if case.values[0]["q_agg"] == "min"])
+def test_td_loss_and_target_match_the_authors(case):
+    inputs = (case["next_q"][..., None], case["rewards"], case["masks"], float(case["discount"]))
+    value, gradient = jax.value_and_grad(diffusion_ql.td_loss)(jnp.asarray(case["q"]), *inputs)
+    assert_close(value, case, "critic_loss_sum")
+    assert_close(gradient, {"grad_q": 2 * case["grad_q"], "f32_err": case["f32_err"]}, "grad_q")
+    # The gradient is 2 (q - target) / B, so the target can be read off it.
+    for target in case["q"] - gradient * case["q"].shape[1] / 2:
+        assert_close(target, case, "target")
+
+
+def test_td_target_gets_no_gradient_and_takes_the_maximum_over_samples_first():
+    q, rewards, masks = jnp.zeros((2, 1)), jnp.ones(1), jnp.ones(1)
+    # Maxima 4 and 3; the minimum over critics first would give 2.
+    next_q = jnp.array([[[4.0, 0.0, 2.0]], [[1.0, 3.0, 2.0]]])
+    value, gradient = jax.value_and_grad(diffusion_ql.td_loss, argnums=1)(q, next_q, rewards, masks, 0.5)
+    assert value == pytest.approx(2 * (1 + 0.5 * 3) ** 2)
+    assert not np.any(gradient)
+
+
+# -------------------------------------------------------------------------------------------------------- whole updates
+
+
+@functools.cache  # an update takes seconds to compile
+def make(**changes):
+    """An agent, its state with targets that differ from what they follow, a batch, and the arguments."""
+    settings = {"eta": 3.0, "learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "lr_decay": False}
+    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "grad_norm": 1e9}
+    args = diffusion_ql.Args(**{**settings, **sizes, **changes})
+    agent = diffusion_ql.make_agent(args, OBSERVATION_DIM, ACTION_DIM)
+    init = jax.jit(agent.init)
+    state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
+    state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
+    rng = np.random.default_rng(0)
+    batch = {
+        "observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
+        "actions": rng.uniform(-1, 1, (BATCH, ACTION_DIM)),
+        "rewards": rng.standard_normal(BATCH),
+        "masks": np.arange(BATCH) % 4 > 0,
+        "next_observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
+    }
+    agent = agent._replace(update=jax.jit(agent.update), act=jax.jit(agent.act))
+    return agent, state, {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}, args
+
+
+def gradients(state):
+    """Adam's first moment after its first step is 0.1 times the gradient."""
+    return {name: jax.tree.map(lambda mu: 10 * mu, s[1][0].mu) for name, s in state.optimizer_state.items()}
+
+
+def norm(tree):
+    return float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))
+
+
+def assert_same_mean(ours, theirs, name):
+    """Two samples of the same random number, or array of them, along axis 0."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / len(ours) + 1e-12)
+    worst = np.max(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / error)
+    assert worst < 6, f"{name}: {worst:.1f} standard errors"
+
+
+@pytest.mark.parametrize("max_q_backup", [False, True])
+def test_an_update_is_what_a_slow_second_writing_gives(max_q_backup):
+    """Losses and gradients in the mean over many keys: policy gradient through all steps, the toss of the coin, TD
+    target from the target networks, the critic that the actor sees."""
+    agent, state, batch, args = make(max_q_backup=True) if max_q_backup else make()
+    # Actions of the target actor that vary and are not all on the bounds; Qs that are worth telling apart.
+    actor = diffusion_ql.Actor(args.hidden_dims, ACTION_DIM)
+    critic = diffusion_ql.Critic(args.hidden_dims)
+    betas = [1 - np.exp(-0.1 / 3 - 0.5 * 9.9 * (2 * t - 1) / 9) for t in (1, 2, 3)]
+    bars = [1 - betas[0], (1 - betas[0]) * (1 - betas[1]), (1 - betas[0]) * (1 - betas[1]) * (1 - betas[2])]
+
+    def chain(params, observations, key):
+        x_key, *keys = jax.random.split(key, 4)
+        x = jax.random.normal(x_key, (len(observations), ACTION_DIM))
+        for t in (2, 1, 0):
+            eps = actor.apply(params, observations, x, jnp.full(len(x), t))
+            x0 = jnp.clip(x / np.sqrt(bars[t]) - np.sqrt(1 / bars[t] - 1) * eps, -1, 1)
+            if t == 0:
+                return jnp.clip(x0, -1, 1)
+            before = bars[t - 1]
+            x = np.sqrt(before) * betas[t] * x0 + np.sqrt(1 - betas[t]) * (1 - before) * x
+            x = x / (1 - bars[t]) + np.sqrt(betas[t] * (1 - before) / (1 - bars[t])) * jax.random.normal(
+                keys[t], x.shape
+            )
+
+    def critic_loss(params, key):
+        def next_q(action_key):
+            actions = chain(state.target_actor, batch["next_observations"], action_key)
+            return critic.apply(state.target_critic, batch["next_observations"], actions)
+
+        next_q1, next_q2 = jax.vmap(next_q, out_axes=1)(jax.random.split(key, 10 if max_q_backup else 1))
+        target = batch["rewards"] + 0.9 * batch["masks"] * jnp.minimum(next_q1.max(axis=0), next_q2.max(axis=0))
+        q1, q2 = critic.apply(params, batch["observations"], batch["actions"])
+        return jnp.mean((q1 - target) ** 2) + jnp.mean((q2 - target) ** 2)
+
+    def actor_loss(params, critic_params, key):
+        t_key, eps_key, action_key, coin_key = jax.random.split(key, 4)
+        t = jax.random.randint(t_key, (BATCH,), 0, 3)
+        eps = jax.random.normal(eps_key, (BATCH, ACTION_DIM))
+        bar = jnp.array(bars)[t][:, None]
+        noisy = jnp.sqrt(bar) * batch["actions"] + jnp.sqrt(1 - bar) * eps
+        denoising = jnp.mean((actor.apply(params, batch["observations"], noisy, t) - eps) ** 2)
+        q1, q2 = critic.apply(critic_params, batch["observations"], chain(params, batch["observations"], action_key))
+        size1, size2 = jax.lax.stop_gradient((jnp.mean(jnp.abs(q1)), jnp.mean(jnp.abs(q2))))
+        first = jax.random.uniform(coin_key) < 0.5
+        q_loss = jnp.where(first, -q1.mean() / size2, -q2.mean() / size1)
+        return denoising + 3.0 * q_loss, (denoising, q_loss)
+
+    @jax.jit
+    def rewritten(after, key):
+        critic_key, actor_key = jax.random.split(key)
+        loss, critic_grads = jax.value_and_grad(critic_loss)(state.params["critic"], critic_key)
+        (_, parts), actor_grads = jax.value_and_grad(actor_loss, has_aux=True)(
+            state.params["actor"], after.params["critic"], actor_key
+        )
+        return [loss, *parts], {"critic": critic_grads, "actor": actor_grads}
+
+    ours, theirs = [], []
+    for key in jax.random.split(jax.random.PRNGKey(1), 1024):
+        our_key, their_key = jax.random.split(key)
+        after, metrics = agent.update(state._replace(key=our_key), batch)
+        ours.append(([metrics[f"losses/{name}"] for name in ("critic", "denoising", "q")], gradients(after)))
+        theirs.append(rewritten(after, their_key))
+    ours, theirs = (jax.tree.map(lambda *xs: np.stack(xs), *samples) for samples in (ours, theirs))
+    for name, a, b in zip(("critic", "denoising", "q"), ours[0], theirs[0]):
+        assert_same_mean(a, b, name)
+    assert np.std(theirs[0][2]) > 0  # the Q loss is random, so its gradient runs through random chains
+    jax.tree.map_with_path(lambda path, a, b: assert_same_mean(a, b, jax.tree_util.keystr(path)), ours[1], theirs[1])
+
+
+def test_the_whole_chain_carries_gradient():
+    """d action / d x_T by hand: each reverse step multiplies by a number that is known where nothing is clipped."""
+    schedule = diffusion_ql.make_schedule(5)
+    w = 0.3
+    x, noise = jnp.full((1, 1), 0.01), jnp.zeros((5, 1, 1))
+    chain = lambda w, x: diffusion_ql.reverse_chain(lambda x, t: w * x, x, noise, schedule).sum()  # noqa: E731
+    by_hand = 1.0
+    for t in range(5):
+        clean = (1 - schedule.noise[t] * w) / schedule.signal[t]
+        by_hand *= schedule.posterior_action[t] * clean + schedule.posterior_x[t]
+    assert jax.grad(chain, argnums=1)(w, x)[0, 0] == pytest.approx(float(by_hand), rel=1e-4)
+    step = 1e-2
+    numeric = (chain(w + step, x) - chain(w - step, x)) / (2 * step)
+    assert jax.grad(chain)(w, x) == pytest.approx(float(numeric), rel=1e-2)
+
+
+# ----------------------------------------------------------------------------------------- targets, optimisers, acting
+
+
+def assert_moved(after, before, goal, rate):
+    expected = jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, before, goal)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after, expected)
+
+
+def test_target_critic_follows_the_critic_after_its_step():
+    agent, state, batch, _ = make()
+    after, _ = agent.update(state, batch)
+    assert_moved(after.target_critic, state.target_critic, after.params["critic"], 0.3)
+
+
+def test_target_actor_moves_every_fifth_update_from_the_thousandth_on():
+    agent, state, batch, _ = make()
+    for step, moves in [(0, 0), (5, 0), (995, 0), (999, 0), (1000, 1), (1001, 0), (1004, 0), (1005, 1), (5003, 0)]:
+        after, _ = agent.update(state._replace(step=jnp.int32(step)), batch)
+        assert_moved(after.target_actor, state.target_actor, after.params["actor"], 0.005 * moves)
+        if not moves:
+            jax.tree.map(np.testing.assert_array_equal, after.target_actor, state.target_actor)
+
+
+def test_gradients_are_clipped_each_network_on_its_own():
+    agent, state, batch, _ = make()
+    clipping, *_ = make(grad_norm=0.5)
+    raw, clipped = (
+        gradients(a.update(state, batch | {"rewards": 50 * batch["rewards"]})[0]) for a in (agent, clipping)
+    )
+    norms = {name: norm(g) for name, g in raw.items()}
+    assert min(norms.values()) > 1
+    assert max(norms.values()) / min(norms.values()) > 1.5
+    for name in ("actor", "critic"):
+        assert norm(clipped[name]) == pytest.approx(0.5, rel=1e-3)
+    expected = jax.tree.map(lambda g: g * 0.5 / norms["critic"], raw["critic"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), clipped["critic"], expected)
+
+
+def test_both_learning_rates_fall_to_zero_as_half_a_cosine():
+    constant, state, batch, _ = make()
+    decaying, *_ = make(lr_decay=True)
+    for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
+        changes = []
+        for agent in (constant, decaying):
+            own = jax.jit(agent.init)(jax.random.PRNGKey(0)).optimizer_state
+            counted = state._replace(optimizer_state=optax.tree_utils.tree_set(own, count=jnp.int32(step)))
+            after, _ = agent.update(counted, batch)
+            changes.append(jax.tree.map(lambda a, b: np.abs(a - b).sum(), after.params, state.params))
+        for name in ("actor", "critic"):
+            full, part = (sum(jax.tree.leaves(change[name])) for change in changes)
+            assert full > 0
+            # In between, the actor sees a critic that moved less, so its gradient is another one.
+            if name == "critic" or share in (0, 1):
+                assert part == pytest.approx(share * full, rel=0.02)
+            else:
+                assert 0.5 * share < part / full < 1.5 * share
+
+
+def acting(agent, state, num_states, **replaced):
+    observations = jnp.broadcast_to(jnp.arange(OBSERVATION_DIM) / 2.0, (num_states, OBSERVATION_DIM))
+    return agent.act(state._replace(**replaced), observations, jax.random.PRNGKey(2))
+
+
+def test_acting_draws_one_of_the_samples_with_probability_softmax_q():
+    """By the mean of min Q over many choices, against softmax weights on groups of unchosen actions."""
+    agent, state, _, args = make(num_samples=10)
+    single, *_ = make(num_samples=1)
+    target = jax.tree.map(lambda x: x, state.target_critic)
+    last = target["params"]["VmapMLP_0"]["Dense_2"]
+    last["kernel"] = 30 * last["kernel"]
+    observations = jnp.arange(OBSERVATION_DIM) / 2.0
+
+    def min_q(actions):
+        repeated = jnp.broadcast_to(observations, (*actions.shape[:-1], OBSERVATION_DIM))
+        return np.asarray(
+            diffusion_ql.Critic(args.hidden_dims).apply(target, repeated, actions).min(axis=0), np.float64
+        )
+
+    raw = min_q(acting(single, state, 100_000, target_critic=target)).reshape(-1, 10)
+    chosen = min_q(acting(agent, state, 10_000, target_critic=target))
+    weights = np.exp(raw - raw.max(axis=1, keepdims=True))
+    expected = (raw * weights).sum(axis=1) / weights.sum(axis=1)
+    error = chosen.std() / 100
+    assert raw.max(axis=1).mean() - expected.mean() > 20 * error  # neither the best one ...
+    assert expected.mean() - raw.mean() > 20 * error  # ... nor any one
+    assert abs(chosen.mean() - expected.mean()) < 5 * error
+
+
+def test_acting_uses_the_online_actor_and_the_target_critic():
+    agent, state, _, _ = make()
+    nan = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)  # noqa: E731
+    params = {"actor": state.params["actor"], "critic": nan(state.params["critic"])}
+    unused = acting(agent, state, 50, params=params, target_actor=nan(state.target_actor))
+    np.testing.assert_array_equal(unused, acting(agent, state, 50))
+    assert np.abs(unused).max() <= 1
+
+
+def test_networks_have_the_papers_shapes():
+    agent = diffusion_ql.make_agent(diffusion_ql.Args(), 29, 8)
+    shapes = jax.eval_shape(agent.init, jax.random.PRNGKey(0)).params
+    kernels = lambda tree: [tree[f"Dense_{i}"]["kernel"].shape for i in range(len(tree))]  # noqa: E731
+    actor, critic = shapes["actor"]["params"], shapes["critic"]["params"]
+    assert kernels(actor["MLP_0"]) == [(16, 32), (32, 16)]
+    assert kernels(actor["MLP_1"]) == [(8 + 16 + 29, 256), (256, 256), (256, 256), (256, 8)]
+    assert kernels(critic["VmapMLP_0"]) == [(2, 37, 256), (2, 256, 256), (2, 256, 256), (2, 256, 1)]
+
+
+def test_time_embedding_is_the_transformers():
+    """16 numbers: sines, then cosines, of t times frequencies from 1 down to 1/10000."""
+    actor = diffusion_ql.Actor((4,), 1)
+    params = actor.init(jax.random.PRNGKey(0), jnp.zeros(1), jnp.zeros(1), 0)
+    x, observations = jnp.zeros((1, 1)), jnp.zeros((1, 1))
+    frequencies = 10_000.0 ** -(np.arange(8) / 7)
+    waves = np.concatenate([np.sin(3 * frequencies), np.cos(3 * frequencies)])
+    _, inside = actor.apply(params, observations, x, 3, capture_intermediates=True)
+    time = inside["intermediates"]["MLP_0"]["__call__"][0][0]
+    dense = [params["params"]["MLP_0"][f"Dense_{i}"] for i in range(2)]
+    mish = lambda x: x * np.tanh(np.log1p(np.exp(x)))  # noqa: E731
+    hidden = mish(waves @ dense[0]["kernel"] + dense[0]["bias"])
+    np.testing.assert_allclose(time, hidden @ dense[1]["kernel"] + dense[1]["bias"], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,313 @@
+"""IDQL against the authors' code (numbers in tests/golden) and against a slow second writing of its update."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import idql
+
+GOLDEN = Path(__file__).parent / "golden"
+OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
+
+
+def cases(name):
+    return [pytest.param(np.load(path), id=path.stem) for path in sorted(GOLDEN.glob(f"{name}_*.npz"))]
+
+
+def assert_close(value, case, key):
+    """The fixtures' tolerance: 1e-5, or twice the error that the authors' own float32 makes."""
+    tolerance = max(1e-5, 2 * float(case["f32_err"])) if "f32_err" in case else 1e-5
+    np.testing.assert_allclose(np.asarray(value), case[key], rtol=1e-5, atol=tolerance)
+
+
+# ------------------------------------------------------------------------------------------------ the authors' numbers
+
+
+@pytest.mark.parametrize("case", cases("diffusion_schedules"))
+def test_schedule_matches_the_authors(case):
+    schedule = idql.make_schedule(int(case["T"]), str(case["schedule"]))
+    assert all(x.dtype == jnp.float32 for x in schedule)
+    assert_close(schedule.betas, case, "betas")
+    assert_close(schedule.alphas, case, "alphas")
+    assert_close(schedule.alpha_bars, case, "alpha_hats")
+    assert_close(1 / schedule.signal, case, "sqrt_recip_alpha_hats")
+    assert_close(schedule.noise / schedule.signal, case, "sqrt_recipm1_alpha_hats")
+
+
+def test_default_schedule_is_the_papers():
+    jax.tree.map(np.testing.assert_array_equal, idql.make_schedule(5), idql.make_schedule(5, "vp"))
+    assert idql.Args().diffusion_steps == 5
+
+
+def eps_field(case):
+    """The fixtures' stand-in for the network."""
+    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
+
+
+@pytest.mark.parametrize("case", cases("ddpm_sampler_idql"))
+def test_reverse_steps_match_the_authors(case):
+    """Step by step, and as the chain that the agent uses. (The fixtures hold the last actions only.)"""
+    schedule = idql.make_schedule(int(case["T"]), str(case["schedule"]))
+    eps_fn, temperature = eps_field(case), float(case["temperature"])
+    x = jnp.asarray(case["x_T"])
+    for t in reversed(range(int(case["T"]))):
+        x = idql.reverse_step(x, eps_fn(x, t), t, case["z"][t], schedule, temperature)
+    assert_close(x, case, "actions")
+    chain = jax.jit(lambda x, noise: idql.reverse_chain(eps_fn, x, noise, schedule, temperature))
+    assert_close(chain(case["x_T"], case["z"]), case, "actions")
+
+
+@pytest.mark.parametrize("case", cases("ddpm_sampler_idql"))
+def test_one_reverse_step_is_ddpms_algorithm_2(case):
+    """In float64, clipped; at the first, a middle and the last step. Chains hide much of a step behind the clip."""
+    schedule, num_steps = idql.make_schedule(int(case["T"]), str(case["schedule"])), int(case["T"])
+    rng, betas = np.random.default_rng(0), np.asarray(schedule.betas, np.float64)
+    for t in (num_steps - 1, num_steps // 2, 0):
+        x, eps, z = 0.5 * rng.standard_normal((3, 7, 2))
+        bar = np.prod(1 - betas[: t + 1])
+        mean = (x - betas[t] / np.sqrt(1 - bar) * eps) / np.sqrt(1 - betas[t])
+        expected = np.clip(mean + (np.sqrt(betas[t]) * 0.5 * z if t else 0), -1, 1)
+        ours = idql.reverse_step(*(jnp.asarray(v, jnp.float32) for v in (x, eps)), t, jnp.asarray(z), schedule, 0.5)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", cases("expectile"))
+def test_expectile_loss_and_its_gradient_match_the_authors(case):
+    loss = lambda v: idql.expectile_loss(case["q"].min(axis=0) - v, float(case["expectile"]))  # noqa: E731
+    v = jnp.asarray(case["v"])
+    assert_close(loss(v), case, "per_sample")
+    assert_close(loss(v).mean(), case, "loss")
+    assert_close(jax.grad(lambda v: loss(v).mean())(v), case, "grad_v")
+
+
+@pytest.mark.parametrize("case", cases("td_targets"))
+def test_td_loss_and_target_match_the_authors(case):
+    next_v = case["next_q"].min(axis=0) if case["q_agg"] == "min" else case["next_q"].mean(axis=0)
+    inputs = (next_v, case["rewards"], case["masks"], float(case["discount"]))
+    value, gradient = jax.value_and_grad(idql.td_loss)(jnp.asarray(case["q"]), *inputs)
+    assert_close(value, case, "critic_loss")
+    assert_close(gradient, case, "grad_q")
+    # The gradient is 2 (q - target) / (E B), so the target can be read off it.
+    for target in case["q"] - gradient * case["q"].size / 2:
+        assert_close(target, case, "target")
+    assert not np.any(jax.grad(lambda next_v: idql.td_loss(case["q"], next_v, *inputs[1:]))(next_v))
+
+
+# -------------------------------------------------------------------------------------------------------- whole updates
+
+
+@functools.cache  # an update takes seconds to compile
+def make(**changes):
+    """An agent, its state with targets that differ from what they follow, a batch, and the arguments."""
+    settings = {"learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "actor_target_rate": 0.2, "expectile": 0.8}
+    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000}
+    args = idql.Args(**{**settings, **sizes, **changes})
+    agent = idql.make_agent(args, OBSERVATION_DIM, ACTION_DIM)
+    init = jax.jit(agent.init)
+    state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
+    state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
+    rng = np.random.default_rng(0)
+    batch = {
+        "observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
+        "actions": rng.uniform(-1, 1, (BATCH, ACTION_DIM)),
+        "rewards": rng.standard_normal(BATCH),
+        "masks": np.arange(BATCH) % 4 > 0,
+        "next_observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
+    }
+    agent = agent._replace(update=jax.jit(agent.update), act=jax.jit(agent.act))
+    return agent, state, {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}, args
+
+
+def gradients(state, name):
+    """Adam's first moment after its first step is 0.1 times the gradient."""
+    return jax.tree.map(lambda mu: 10 * mu, state.optimizer_state[name][0].mu)
+
+
+def assert_trees_close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+def test_value_and_critic_steps_are_what_a_slow_second_writing_gives():
+    """V against the minimum of the target critics, at the dataset's actions; then Q against V after its step."""
+    agent, state, batch, args = make()
+    after, metrics = agent.update(state, batch)
+    value, critic = idql.Value(args.hidden_dims), idql.Critic(args.hidden_dims)
+
+    def value_loss(params):
+        total = 0.0
+        for i in range(BATCH):
+            q1, q2 = critic.apply(state.target_critic, batch["observations"][i], batch["actions"][i])
+            u = jnp.minimum(q1, q2) - value.apply(params, batch["observations"][i])
+            total += jnp.abs(0.8 - (u < 0)) * u**2 / BATCH
+        return total
+
+    def critic_loss(params):
+        total = 0.0
+        for i in range(BATCH):
+            next_v = value.apply(after.params["value"], batch["next_observations"][i])
+            target = batch["rewards"][i] + 0.9 * batch["masks"][i] * next_v
+            for q in critic.apply(params, batch["observations"][i], batch["actions"][i]):
+                total += (q - target) ** 2 / (2 * BATCH)
+        return total
+
+    for name, loss in (("value", value_loss), ("critic", critic_loss)):
+        loss, grads = jax.jit(jax.value_and_grad(loss))(state.params[name])
+        assert metrics[f"losses/{name}"] == pytest.approx(float(loss), rel=1e-4)
+        assert_trees_close(gradients(after, name), grads)
+
+
+def test_actor_step_is_what_a_slow_second_writing_gives():
+    """Loss and gradient in the mean over many keys: sum over action dimensions, dropout on."""
+    agent, state, batch, _ = make()
+    actor = idql.Actor(16, ACTION_DIM)
+    betas = np.array([1 - np.exp(-0.1 / 3 - 0.5 * 9.9 * (2 * t - 1) / 9) for t in (1, 2, 3)])
+
+    def actor_loss(params, key):
+        t_key, eps_key, dropout_key = jax.random.split(key, 3)
+        t = jax.random.randint(t_key, (BATCH,), 0, 3)
+        eps = jax.random.normal(eps_key, (BATCH, ACTION_DIM))
+        bar = jnp.cumprod(1 - betas)[t][:, None]
+        noisy = jnp.sqrt(bar) * batch["actions"] + jnp.sqrt(1 - bar) * eps
+        predicted = actor.apply(params, batch["observations"], noisy, t, True, rngs={"dropout": dropout_key})
+        return jnp.sum((predicted - eps) ** 2) / BATCH
+
+    rewritten = jax.jit(jax.value_and_grad(actor_loss))
+    ours, theirs = [], []
+    for key in jax.random.split(jax.random.PRNGKey(1), 1024):
+        our_key, their_key = jax.random.split(key)
+        after, metrics = agent.update(state._replace(key=our_key), batch)
+        ours.append((metrics["losses/actor"], gradients(after, "actor")))
+        theirs.append(rewritten(state.params["actor"], their_key))
+    ours, theirs = (jax.tree.map(lambda *xs: np.stack(xs).astype(np.float64), *x) for x in (ours, theirs))
+
+    def assert_same_mean(a, b):
+        error = np.sqrt((a.var(axis=0) + b.var(axis=0)) / len(a) + 1e-12)
+        assert np.max(np.abs(a.mean(axis=0) - b.mean(axis=0)) / error) < 6
+
+    jax.tree.map(assert_same_mean, ours, theirs)
+
+
+def test_dropout_is_on_in_training_only():
+    actor = idql.Actor(16, ACTION_DIM)
+    inputs = (jnp.ones((4, OBSERVATION_DIM)), jnp.ones((4, ACTION_DIM)), 1)
+    params = actor.init(jax.random.PRNGKey(0), *inputs)
+    first, second = (
+        actor.apply(params, *inputs, training=True, rngs={"dropout": jax.random.PRNGKey(i)}) for i in range(2)
+    )
+    assert not np.allclose(first, second)
+    assert not np.allclose(first, actor.apply(params, *inputs))
+
+
+def test_nothing_flows_from_q_to_the_policy():
+    agent, state, batch, _ = make()
+    after, metrics = agent.update(state, batch)
+    params = {"actor": state.params["actor"]} | {
+        name: jax.tree.map(lambda x: 3 * x + 1, state.params[name]) for name in ("value", "critic")
+    }
+    other_batch = batch | {name: 5 * batch[name] + 1 for name in ("rewards", "masks", "next_observations")}
+    target_critic = jax.tree.map(lambda x: -x, state.target_critic)
+    other, other_metrics = agent.update(state._replace(params=params, target_critic=target_critic), other_batch)
+    assert metrics["losses/critic"] != other_metrics["losses/critic"]
+    for tree in (lambda s: s.params["actor"], lambda s: s.target_actor, lambda s: s.optimizer_state["actor"]):
+        jax.tree.map(np.testing.assert_array_equal, tree(after), tree(other))
+
+
+# ----------------------------------------------------------------------------------------- targets, optimisers, acting
+
+
+def test_targets_follow_what_they_follow_after_its_step():
+    agent, state, batch, _ = make()
+    after, _ = agent.update(state, batch)
+    for target, name, rate in (("target_critic", "critic", 0.3), ("target_actor", "actor", 0.2)):
+        before, goal = getattr(state, target), after.params[name]
+        expected = jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, before, goal)  # noqa: B023
+        assert_trees_close(getattr(after, target), expected)
+
+
+def test_only_the_actors_learning_rate_falls_and_its_weights_decay():
+    agent, state, batch, _ = make()
+    for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
+        optimizer_state = optax.tree_utils.tree_set(state.optimizer_state, count=jnp.int32(step))
+        after, _ = agent.update(state._replace(optimizer_state=optimizer_state), batch)
+        correction = [1 - rate ** (step + 1) for rate in (0.9, 0.999)]  # Adam's, of first moments after one gradient
+        for name, rate, decay in (("actor", 0.05 * share, 1e-4), ("value", 0.05, 0.0), ("critic", 0.05, 0.0)):
+            grads = gradients(after, name)
+
+            def expected(p, g, rate=rate, decay=decay):
+                adam = 0.1 * g / correction[0] / (jnp.sqrt(0.001 * g**2 / correction[1]) + 1e-8)  # noqa: B023
+                return p - rate * (adam + decay * p)
+
+            assert_trees_close(after.params[name], jax.tree.map(expected, state.params[name], grads))
+
+
+def acting(agent, state, num_states, **replaced):
+    observations = jnp.broadcast_to(jnp.arange(OBSERVATION_DIM) / 2.0, (num_states, OBSERVATION_DIM))
+    return agent.act(state._replace(**replaced), observations, jax.random.PRNGKey(2))
+
+
+def test_acting_takes_the_sample_with_the_highest_min_q():
+    """By the mean of min Q over many choices, against the maximum over groups of unchosen actions."""
+    agent, state, _, args = make(num_samples=10)
+    single, *_ = make(num_samples=1)
+    observations = jnp.arange(OBSERVATION_DIM) / 2.0
+
+    def q(actions):
+        repeated = jnp.broadcast_to(observations, (*actions.shape[:-1], OBSERVATION_DIM))
+        both = idql.Critic(args.hidden_dims).apply(state.target_critic, repeated, actions)
+        return np.asarray(both, np.float64)
+
+    raw = q(acting(single, state, 100_000)).reshape(2, -1, 10)
+    chosen = q(acting(agent, state, 10_000)).min(axis=0)
+    error = chosen.std() / 100
+    assert abs(chosen.mean() - raw.min(axis=0).max(axis=1).mean()) < 5 * error
+    by_mean = np.take_along_axis(raw.min(axis=0), raw.mean(axis=0).argmax(axis=1)[:, None], axis=1)
+    assert abs(chosen.mean() - by_mean.mean()) > 20 * error  # ... not that with the highest mean Q
+
+
+def test_acting_uses_the_target_actor_and_the_target_critic():
+    agent, state, _, _ = make()
+    params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
+    unused = acting(agent, state, 50, params=params)
+    np.testing.assert_array_equal(unused, acting(agent, state, 50))
+    assert np.abs(unused).max() <= 1
+
+
+def test_networks_have_the_papers_shapes():
+    agent = idql.make_agent(idql.Args(), 29, 8)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(agent.init, jax.random.PRNGKey(0)).params)
+    kernels = lambda tree: [tree[f"Dense_{i}"]["kernel"] for i in range(9) if f"Dense_{i}" in tree]  # noqa: E731
+    actor = shapes["actor"]["params"]
+    assert actor["frequencies"] == (32,)  # a cosine and a sine of each
+    assert kernels(actor["MLP_0"]) == [(64, 128), (128, 128)]
+    blocks = 3 * [(256, 1024), (1024, 256)]
+    assert kernels(actor) == [(8 + 29 + 128, 256), *blocks, (256, 8)]
+    assert kernels(shapes["critic"]["params"]["VmapMLP_0"]) == [(2, 37, 256), (2, 256, 256), (2, 256, 1)]
+    assert kernels(shapes["value"]["params"]) == [(29, 256), (256, 256), (256, 1)]
+    narrow = idql.make_agent(idql.Args(hidden_dims=(8, 4)), 29, 8)
+    actor = jax.eval_shape(narrow.init, jax.random.PRNGKey(0)).params["actor"]["params"]
+    assert actor["Dense_0"]["kernel"].shape == (8 + 29 + 128, 8)
+
+
+def test_actor_is_what_a_slow_second_writing_gives():
+    actor = idql.Actor(8, 2)
+    rng = np.random.default_rng(0)
+    s, x = rng.standard_normal((2, 5, 2)).astype(np.float32)
+    tree = actor.init(jax.random.PRNGKey(0), s, x, 0)
+    tree = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape), tree)
+    p = jax.tree.map(lambda v: np.asarray(v, np.float64), tree)["params"]
+    mish = lambda v: v * np.tanh(np.log1p(np.exp(v)))  # noqa: E731
+    dense = lambda layer, v: v @ layer["kernel"] + layer["bias"]  # noqa: E731
+    angles = 2 * np.pi * 2 * p["frequencies"]
+    waves = np.concatenate([np.cos(angles), np.sin(angles)])
+    time = dense(p["MLP_0"]["Dense_1"], mish(dense(p["MLP_0"]["Dense_0"], waves)))
+    h = dense(p["Dense_0"], np.concatenate([x, s, np.tile(time, (5, 1))], axis=1))
+    for i in range(3):
+        normal = (h - h.mean(axis=1, keepdims=True)) / np.sqrt(h.var(axis=1, keepdims=True) + 1e-6)
+        normal = normal * p[f"LayerNorm_{i}"]["scale"] + p[f"LayerNorm_{i}"]["bias"]
+        h = h + dense(p[f"Dense_{2 * i + 2}"], mish(dense(p[f"Dense_{2 * i + 1}"], normal)))
+    np.testing.assert_allclose(actor.apply(tree, s, x, 2), dense(p["Dense_7"], mish(h)), rtol=1e-3, atol=1e-4)

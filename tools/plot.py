@@ -1,0 +1,100 @@
+"""Pictures for the README. `python tools/plot.py bandit` trains every script that is there on a 2-D bandit with its
+preset and draws them side by side: the data, then each policy's actions early and late in training.
+
+    python tools/plot.py bandit                                         # writes docs/bandit-comparison.png
+    python tools/plot.py bandit --env bandit-corners --out docs/bandit-corners-comparison.png
+    python tools/plot.py bandit --scripts driftql idql --seed 1
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common.buffers import make_buffer, sample
+from common.datasets import BANDITS, load_dataset
+from common.pictures import COLORS
+
+ROOT = Path(__file__).parent.parent
+TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
+CHUNKS, EARLY = 20, 2  # training in so many parts; "early" is after the second
+NUM_ACTIONS = 1_000
+
+
+def policy_actions(name: str, env: str, seed: int, bar: tqdm) -> dict[int, np.ndarray]:
+    """Trains one script on its preset. Returns updates -> (NUM_ACTIONS, 2) actions of the agent, early and late."""
+    script = importlib.import_module(name)
+    args = script.Args(env=env, **script.PRESETS[env])
+    dataset = load_dataset(env)
+    agent = script.make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    @jax.jit
+    def train(state, buffer):
+        def step(state, _):
+            key, batch_key = jax.random.split(state.key)
+            batch = sample(buffer, batch_key, args.batch_size)
+            return agent.update(state._replace(key=key), batch)[0], None
+
+        return jax.lax.scan(step, state, length=args.steps // CHUNKS)[0]
+
+    state, buffer, actions = agent.init(jax.random.PRNGKey(seed)), make_buffer(dataset), {}
+    observations = jnp.ones((NUM_ACTIONS, dataset.observation_dim))
+    for chunk in range(1, CHUNKS + 1):
+        state = jax.block_until_ready(train(state, buffer))
+        bar.update()
+        if chunk in (EARLY, CHUNKS):
+            actions[int(state.step)] = np.asarray(jax.jit(agent.act)(state, observations, jax.random.PRNGKey(seed)))
+    return actions
+
+
+def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
+    """Data in the first column, then one column per script: early above, late below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    data = load_dataset(env).actions[:2_000]
+    figure, axes = plt.subplots(2, 1 + len(names), figsize=(2.6 * (1 + len(names)), 5.6), squeeze=False)
+    for panel in axes.flat:
+        panel.scatter(*data.T, s=2, c=COLORS["data"])
+        panel.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], aspect="equal")
+    axes[0, 0].set_title("data")
+    axes[1, 0].remove()
+    for center, reward in zip(*BANDITS[env][:2]):
+        axes[0, 0].annotate(f"reward {reward:g}", center, (0, 14), textcoords="offset points", ha="center", fontsize=8)
+    with tqdm(total=CHUNKS * len(names), dynamic_ncols=True) as bar:
+        for column, name in zip(axes.T[1:], names):
+            bar.set_description(name)
+            for panel, (step, actions) in zip(column, policy_actions(name, env, seed, bar).items()):
+                panel.scatter(*actions.T, s=3, c=COLORS["policy"], alpha=0.6)
+                panel.set_xlabel(f"{step:,} updates")
+            column[0].set_title(TITLES[name])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    print(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    picture = parser.add_subparsers(dest="picture", required=True).add_parser("bandit", help="all policies on a bandit")
+    there = [name for name in TITLES if (ROOT / f"{name}.py").exists()]
+    picture.add_argument("--env", choices=list(BANDITS), default="bandit")
+    picture.add_argument("--scripts", nargs="+", choices=there, default=there)
+    picture.add_argument("--seed", type=int, default=0)
+    picture.add_argument("--out", type=Path, default=ROOT / "docs" / "bandit-comparison.png")
+    args = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
+    draw_bandit(args.env, args.seed, args.scripts, args.out)
+
+
+if __name__ == "__main__":
+    main()
