@@ -215,6 +215,8 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         "gflop": per_update / 1e9,
         "gflops": per_update * scan / 1e9,
         "ceiling": 2 * MATMUL**3 / median["ceiling"] / 1e9,
+        # One after the other, to choose an action: the reverse steps of a diffusion, then the critic on the samples.
+        "passes": args.diffusion_steps + 1 if hasattr(args, "diffusion_steps") else 1,
         "act 1": median["act 1"],
         "act 256": median["act 256"],
         "note": what_routing_saves(script, args, dims, rounds, min(2.0, seconds)) if name == "drol" else None,
@@ -242,13 +244,13 @@ def main() -> None:
         sys.exit(f"bench: error: {error}")
     print(f"\n{runs.device_summary()}\n")
     columns = ["script", "scan, updates/s", "host, updates/s", "scan / host", "GFLOP/update", "GFLOP/s"]
-    columns += ["ceiling, GFLOP/s", "share", "act 1", "act 256"]
+    columns += ["ceiling, GFLOP/s", "share", "passes per action", "act 1", "act 256"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         print(
             f"| {row['script']} | {row['scan']:,.1f} | {row['host']:,.1f} | {row['ratio']:.2f} | {row['gflop']:.3g} "
             f"| {row['gflops']:,.0f} | {row['ceiling']:,.0f} | {row['gflops'] / row['ceiling']:.0%} "
-            f"| {row['act 1'] * 1e3:.2f} ms | {row['act 256'] * 1e3:.2f} ms |"
+            f"| {row['passes']} | {row['act 1'] * 1e3:.2f} ms | {row['act 256'] * 1e3:.2f} ms |"
         )
     for note in filter(None, (row["note"] for row in rows)):
         print(f"\n{note}")
