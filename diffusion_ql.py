@@ -109,7 +109,7 @@ BANDIT = dict(
 CORNERS = BANDIT | dict(batch_size=64, eta=1.0, diffusion_steps=50, steps=8_000, eval_every=2_000)
 POINTMAZE = dict(
     hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, eta=1.0,
-    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
+    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
 

@@ -91,9 +91,9 @@ BANDIT = dict(
     steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
 )  # fmt: skip
 POINTMAZE = dict(
-    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min",
-    alpha=1, temperature=3.0, kernel="gaussian", num_candidates=4, noise_dim=256,
-    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
+    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min",
+    alpha=1, temperature=3.0, kernel="gaussian", num_candidates=2, noise_dim=256,
+    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 
