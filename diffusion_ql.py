@@ -245,7 +245,9 @@ def td_loss(q: jax.Array, next_q: jax.Array, rewards: jax.Array, masks: jax.Arra
 # -------------------------------------------------------------------------------------------------------------- agent
 
 BACKUP_SAMPLES = 10  # of the next action, with max_q_backup
-ACTOR_TARGET_RATE, ACTOR_TARGET_EVERY, ACTOR_TARGET_START = 0.005, 5, 1_000  # the target actor's moves, in updates
+ACTOR_TARGET_RATE = 0.005  # how far the target actor moves
+ACTOR_TARGET_EVERY = 5  # updates between its moves
+ACTOR_TARGET_START = 1_000  # update of the first one
 
 
 class TrainState(NamedTuple):

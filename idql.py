@@ -88,16 +88,18 @@ PRESETS = {
 
 # There is no D4RL loader here yet, so these rows are data. antmaze and locomotion: IDQL's paper, appendix E, on rewards
 # r - 1 and 1000 r / (best return - worst return); adroit: FQL's paper as above.
+ROBOTS = ("halfcheetah", "hopper", "walker2d")
+ROBOT_DATA = ("medium", "medium-replay", "medium-expert")
+HANDS = ("pen", "door", "hammer", "relocate")
+HAND_DATA = ("human", "cloned", "expert")
 MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 PRESETS |= {f"antmaze-{maze}-v2": dict(expectile=0.9, **LONG) for maze in MAZES}
-for robot in ("halfcheetah", "hopper", "walker2d"):
-    for data in ("medium", "medium-replay", "medium-expert"):
-        PRESETS[f"{robot}-{data}-v2"] = dict(expectile=0.7, **LONG | dict(num_samples=128))
-for hand in ("pen", "door", "hammer", "relocate"):
-    for data in ("human", "cloned", "expert"):
-        PRESETS[f"{hand}-{data}-v1"] = dict(expectile=0.7, **LONG)
-PRESETS["hammer-human-v1"]["num_samples"] = 128
-PRESETS["relocate-cloned-v1"]["num_samples"] = 64
+PRESETS |= {
+    f"{robot}-{data}-v2": dict(expectile=0.7, **LONG | dict(num_samples=128)) for robot in ROBOTS for data in ROBOT_DATA
+}
+PRESETS |= {f"{hand}-{data}-v1": dict(expectile=0.7, **LONG) for hand in HANDS for data in HAND_DATA}
+PRESETS["hammer-human-v1"] |= dict(num_samples=128)
+PRESETS["relocate-cloned-v1"] |= dict(num_samples=64)
 
 # Ours, not the paper's: small problems for a laptop.
 BANDIT = dict(
