@@ -1,28 +1,17 @@
 """IDQL against the authors' code (numbers in tests/golden) and against a slow second writing of its update."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parity import assert_close, cases
 
 import idql
 
-GOLDEN = Path(__file__).parent / "golden"
 OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
-
-
-def cases(name):
-    return [pytest.param(np.load(path), id=path.stem) for path in sorted(GOLDEN.glob(f"{name}_*.npz"))]
-
-
-def assert_close(value, case, key):
-    """The fixtures' tolerance: 1e-5, or twice the error that the authors' own float32 makes."""
-    tolerance = max(1e-5, 2 * float(case["f32_err"])) if "f32_err" in case else 1e-5
-    np.testing.assert_allclose(np.asarray(value), case[key], rtol=1e-5, atol=tolerance)
 
 
 # ------------------------------------------------------------------------------------------------ the authors' numbers
