@@ -322,7 +322,7 @@ def test_time_embedding_is_the_transformers():
     frequencies = 10_000.0 ** -(np.arange(8) / 7)
     waves = np.concatenate([np.sin(3 * frequencies), np.cos(3 * frequencies)])
     _, inside = actor.apply(params, observations, x, 3, capture_intermediates=True)
-    time = inside["intermediates"]["MLP_0"]["__call__"][0][0]
+    time = inside["intermediates"]["MLP_0"]["__call__"][0]
     dense = [params["params"]["MLP_0"][f"Dense_{i}"] for i in range(2)]
     mish = lambda x: x * np.tanh(np.log1p(np.exp(x)))  # noqa: E731
     hidden = mish(waves @ dense[0]["kernel"] + dense[0]["bias"])
