@@ -14,11 +14,13 @@ CLONE = {
     "driftql": {"alpha": 100.0, "num_candidates": 4},
     "fql": {"alpha": 100.0},
     "drol": {"bc_coef": 100.0, "num_candidates": 4},
+    "diffusion_ql": {"eta": 0.0, "lr_decay": False, "diffusion_steps": 20},
 }
 IMPROVE = {
     "driftql": {"alpha": 0.1, "num_candidates": 4},
     "fql": {"alpha": 0.1},
     "drol": {"bc_coef": 0.1, "num_candidates": 4},
+    "diffusion_ql": {"eta": 5.0},
 }
 
 
