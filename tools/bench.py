@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -116,8 +117,10 @@ def make_host(agent, args, dataset: Dataset, num_updates: int) -> Callable[[], o
 
 
 def flops(function: Callable, *inputs) -> float:
-    """Of one call, by XLA's cost analysis."""
-    cost = jax.jit(function).lower(*inputs).compile().cost_analysis()
+    """Of one call, by XLA's cost analysis. It counts the body of a loop once, so loops are unrolled for it."""
+    with mock.patch.object(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True)):
+        # A function of its own, because an earlier trace of the same one, with loops, would be taken from JAX's cache.
+        cost = jax.jit(lambda *inputs: function(*inputs)).lower(*inputs).compile().cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 
