@@ -72,11 +72,11 @@ class Args(runs.Args):
     """let both learning rates fall to 0 over --steps, as half a cosine"""
 
 
-# Chosen by --env; a flag on the command line wins. The authors published settings for D4RL only (main.py of theirs).
-# There is no D4RL loader here yet, so these rows are data. Their rewards: antmaze 4 (r - 0.5), pen standardised.
+# The authors published settings for D4RL only (main.py of theirs). As data only: there is no loader for D4RL yet, so
+# these cannot be run. Their rewards: antmaze 4 (r - 0.5), pen standardised.
 GYM = dict(critic_learning_rate=3e-4, steps=2_000_000, eval_every=50_000, eval_episodes=10)
 REST = dict(critic_learning_rate=3e-4, steps=1_000_000, eval_every=50_000, eval_episodes=100)
-PRESETS = {
+D4RL = {
     "halfcheetah-medium-v2": dict(eta=1.0, grad_norm=9.0, **GYM),
     "hopper-medium-v2": dict(eta=1.0, grad_norm=9.0, **GYM),
     "walker2d-medium-v2": dict(eta=1.0, grad_norm=1.0, **GYM),
@@ -111,7 +111,9 @@ POINTMAZE = dict(
     hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, eta=1.0,
     steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
-PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
+
+# Chosen by --env; a flag on the command line wins.
+PRESETS = D4RL | {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
 
 # ----------------------------------------------------------------------------------------------------------- networks
 

@@ -83,8 +83,9 @@ PRESETS = {
     "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
 }
 
-# Ours, not the paper's: small problems for a laptop. Much input noise and a wide Gaussian kernel keep the policy spread
-# out: over both of the bandit's best modes, and away from dead ends at the maze's walls.
+# Ours, not the paper's: small problems for a laptop. Much input noise keeps the policy spread out: over both of the
+# bandit's best modes, there together with a wide kernel, and away from dead ends at the maze's walls, where each of two
+# candidates has one neighbour and the kernel no say.
 BANDIT = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3,
     alpha=2, temperature=1.0, kernel="gaussian", num_candidates=16, noise_dim=16,
@@ -92,7 +93,7 @@ BANDIT = dict(
 )  # fmt: skip
 POINTMAZE = dict(
     hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min",
-    alpha=1, temperature=3.0, kernel="gaussian", num_candidates=2, noise_dim=256,
+    alpha=1, num_candidates=2, noise_dim=256,
     steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}

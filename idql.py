@@ -93,13 +93,14 @@ ROBOT_DATA = ("medium", "medium-replay", "medium-expert")
 HANDS = ("pen", "door", "hammer", "relocate")
 HAND_DATA = ("human", "cloned", "expert")
 MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
-PRESETS |= {f"antmaze-{maze}-v2": dict(expectile=0.9, **LONG) for maze in MAZES}
-PRESETS |= {
-    f"{robot}-{data}-v2": dict(expectile=0.7, **LONG | dict(num_samples=128)) for robot in ROBOTS for data in ROBOT_DATA
+D4RL = {
+    **{f"antmaze-{maze}-v2": dict(expectile=0.9, **LONG) for maze in MAZES},
+    **{f"{x}-{y}-v2": dict(expectile=0.7, **LONG | dict(num_samples=128)) for x in ROBOTS for y in ROBOT_DATA},
+    **{f"{hand}-{data}-v1": dict(expectile=0.7, **LONG) for hand in HANDS for data in HAND_DATA},
 }
-PRESETS |= {f"{hand}-{data}-v1": dict(expectile=0.7, **LONG) for hand in HANDS for data in HAND_DATA}
-PRESETS["hammer-human-v1"] |= dict(num_samples=128)
-PRESETS["relocate-cloned-v1"] |= dict(num_samples=64)
+D4RL["hammer-human-v1"] |= dict(num_samples=128)
+D4RL["relocate-cloned-v1"] |= dict(num_samples=64)
+PRESETS |= D4RL
 
 # Ours, not the paper's: small problems for a laptop.
 BANDIT = dict(
