@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from common import UserError
 from common.datasets import CACHE_DIR, make_raw_ogbench_env, resolve_name, sha256
-from common.workers import Workers, receive, usable_cores
+from common.workers import Workers, receive, send, usable_cores
 
 try:
     import fcntl
@@ -108,7 +108,7 @@ def make_episode_player(name: str) -> Callable[[np.random.Generator, int, float]
     env = make_raw_ogbench_env(
         env_name, terminate_at_goal=False, max_episode_steps=steps, mode="data_collection", visualize_info=False
     )
-    stacking = STACKING.get(name.split("-")[1], (0.5, 0.5)) if domain == "cube" else (0.5, 0.5)
+    stacking = STACKING.get(name.split("-")[1], (0.5, 0.5))
     return functools.partial(_play_manipulation, env, _make_oracles(env, domain), stacking, domain == "scene")
 
 
@@ -116,8 +116,10 @@ def _play_maze(env, kind, walk, noise, subgoals, rng, seed, p_random_action):
     """Point or ant, towards the oracle's next sub-goal."""
     maze = env.unwrapped
     start = _choose(rng, subgoals.free)
-    reachable = [cell for cell in subgoals.free if subgoals.distance(start, cell) == STITCH_DISTANCE]
-    goal = _choose(rng, reachable or [start]) if kind == "stitch" else _choose(rng, subgoals.vertices)
+    goals = subgoals.vertices
+    if kind == "stitch":
+        goals = [cell for cell in subgoals.free if subgoals.distance(start, cell) == STITCH_DISTANCE] or [start]
+    goal = _choose(rng, goals)
     env.action_space.seed(seed)
     observation, _ = env.reset(seed=seed, options={"task_info": {"init_ij": start, "goal_ij": goal}})
     episode, reached, done = Episode(), 0, False
@@ -147,7 +149,6 @@ def _play_manipulation(env, oracles, stacking, is_scene, rng, seed, p_random_act
     """The arm, following one planned task after the other. A scene in which the cube has left the visible area is
     drawn again."""
     for attempt in range(1_000):
-        env.action_space.seed(seed + attempt)
         observation, info = env.reset(seed=seed + attempt)
         p_stack = rng.uniform(*stacking)
         oracle = oracles[info["privileged/target_task"]]
@@ -340,9 +341,9 @@ def collect(
     return path
 
 
-def read_record(path: Path) -> dict | None:
+def read_record(path: Path, digest: str) -> dict | None:
     """What the JSON beside a collected file says, or None if the file is not a collected one. Raises UserError if the
-    two do not belong together."""
+    two do not belong together. digest: the file's sha256."""
     try:
         record = json.loads(_record_path(path).read_text())
         expected = record["sha256"][path.name]
@@ -350,7 +351,7 @@ def read_record(path: Path) -> dict | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{_record_path(path)} is damaged; delete it and {path.name} to collect again.") from None
-    if sha256(path) != expected:
+    if digest != expected:
         raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
     return record
 
@@ -362,7 +363,7 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
     bar = tqdm(total=total, desc=f"collect {name}", unit="episode", smoothing=0.05, disable=None)
     with Workers(_work, [(name, seed, p_random_action)] * num_workers) as workers, bar:
         for pipe in workers.pipes:
-            pipe.send(next(waiting))
+            send(pipe, next(waiting))
         busy = set(workers.pipes)
         while busy:
             for pipe in wait(list(busy)):
@@ -377,7 +378,7 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
                 if following is None:
                     busy.discard(pipe)
                 else:
-                    pipe.send(following)
+                    send(pipe, following)
     return {key: x.reshape(-1, *x.shape[2:]) for key, x in arrays.items()}, reached
 
 

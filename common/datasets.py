@@ -425,7 +425,8 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     rows = np.flatnonzero(arrays["terminals"] == 0).astype(np.int32)
     if len(rows) == 0:
         raise UserError(f"{path} holds no transition: every row is terminal.")
-    official, record = _official_transitions(name), read_record(path)
+    digest, official = sha256(path), _official_transitions(name)
+    record = read_record(path, digest)
     if record is not None:
         source = "collected"
         print(
@@ -448,7 +449,7 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
         make_env=functools.partial(make_ogbench_env, name, task),
         source=source,
         path=str(path.absolute()),
-        sha256=sha256(path),
+        sha256=digest,
         observations=arrays["observations"],
         actions=_clip(arrays["actions"]),
         rewards=arrays["rewards"],

@@ -135,8 +135,7 @@ def _with_log_interval(args: Any) -> Any:
 
 def _preset_name(args: Any) -> str:
     with contextlib.suppress(UserError):  # load_dataset says what is wrong with the name
-        if args.dataset is None:
-            return resolve_name(args.env)[0]
+        return resolve_name(args.env)[0]
     return args.env
 
 

@@ -16,7 +16,7 @@ from conftest import ROOT, alive
 import driftql
 from common import UserError, collect, runs
 from common.collect import make_episode_player, read_record
-from common.datasets import load_dataset, make_ogbench_env
+from common.datasets import load_dataset, make_ogbench_env, sha256
 
 NAME = "pointmaze-medium-navigate"
 TINY = ("--hidden-dims", "8", "8", "--batch-size", "8", "--steps", "20", "--log-every", "10", "--eval-every", "20",
@@ -270,7 +270,7 @@ def test_collected_data_train_from_any_folder(collected, tmp_path, monkeypatch):
 
 def test_a_changed_file_is_not_taken_for_what_was_collected(tmp_path):
     path = collect.collect(NAME, tmp_path, episodes=1)
-    assert read_record(path)["episodes"] == 1
+    assert read_record(path, sha256(path))["episodes"] == 1
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError, match="not what was collected"):
         load_dataset(NAME, dataset=str(path))

@@ -32,8 +32,10 @@ def test_sac_finds_the_best_action_and_its_value():
 
 
 def test_a_short_training_saves_the_policy_that_collection_reads(tmp_path, monkeypatch):
-    path = tmp_path / "expert.npz"
+    path, steps = tmp_path / "expert.npz", []
+    monkeypatch.setattr(sac, "is_upside_down", lambda env: bool(steps.append(1)))
     sac.main(sac.Args(out=str(path), updates=3, num_envs=2, warmup=300, eval_every=3, eval_episodes=1))
+    assert len(steps) == 1000  # one evaluation of one episode
     assert [file.name for file in tmp_path.iterdir()] == ["expert.npz"]
     with np.load(path) as saved, np.load(collect.ANT_EXPERT) as shipped:
         assert {name: x.shape for name, x in saved.items()} == {name: x.shape for name, x in shipped.items()}

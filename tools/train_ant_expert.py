@@ -137,9 +137,7 @@ def make_env(args: Args) -> gymnasium.Env:
     return GymXYWrapper(env, args.resample_interval)
 
 
-def evaluate(
-    env: gymnasium.Env, act, actor_params, action_noise: float = 0.2, episodes: int = 5
-) -> tuple[float, float]:
+def evaluate(env: gymnasium.Env, act, actor_params, episodes: int, action_noise: float = 0.2) -> tuple[float, float]:
     """Metres gone in the commanded direction per episode of 1,000 steps, and the share of steps upside down, with the
     noise of OGBench's data collection."""
     rng = np.random.default_rng(0)
