@@ -56,6 +56,8 @@ class Args(runs.Args):
     """how far the target critic moves per update"""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     """actor and critic, one number per layer"""
+    critic_layer_norm: bool = False
+    """LayerNorm in the critic, for OGBench; not in the paper"""
     eta: float = 1.0
     """weight of Q against the denoising loss; the one to tune: 0.005 to 4.5 on D4RL"""
     diffusion_steps: int = 5
@@ -108,8 +110,8 @@ BANDIT = dict(
 )  # fmt: skip
 CORNERS = BANDIT | dict(batch_size=64, eta=1.0, diffusion_steps=50, steps=8_000, eval_every=2_000)
 POINTMAZE = dict(
-    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, eta=1.0,
-    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
+    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, critic_layer_norm=True,
+    eta=3.0, max_q_backup=True, steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 
 # Chosen by --env; a flag on the command line wins.
@@ -122,15 +124,18 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class MLP(nn.Module):
-    """Dense -> Mish per hidden layer, then one linear layer."""
+    """Dense -> Mish -> LayerNorm (optional) per hidden layer, then one linear layer."""
 
     hidden_dims: Sequence[int]
     output_dim: int
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.hidden_dims:
             x = jax.nn.mish(nn.Dense(size, kernel_init=kernel_init)(x))
+            if self.layer_norm:
+                x = nn.LayerNorm()(x)
         return nn.Dense(self.output_dim, kernel_init=kernel_init)(x)
 
 
@@ -138,11 +143,12 @@ class Critic(nn.Module):
     """Two networks Q(s, a): (..., S), (..., A) -> (2, ...). Each has its own parameters."""
 
     hidden_dims: Sequence[int]
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
         pair = nn.vmap(MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=2)
-        return pair(self.hidden_dims, 1)(jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+        return pair(self.hidden_dims, 1, self.layer_norm)(jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
 
 
 class Actor(nn.Module):
@@ -280,7 +286,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         raise UserError(f"--grad-norm {args.grad_norm} must be positive; a large number clips nothing.")
     schedule = make_schedule(args.diffusion_steps, args.beta_schedule)
     actor = Actor(args.hidden_dims, action_dim)
-    critic = Critic(args.hidden_dims)
+    critic = Critic(args.hidden_dims, args.critic_layer_norm)
 
     def make_optimizer(rate):
         rate = optax.cosine_decay_schedule(rate, args.steps) if args.lr_decay else rate

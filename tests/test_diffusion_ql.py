@@ -314,6 +314,31 @@ def test_networks_have_the_papers_shapes():
     assert kernels(critic["VmapMLP_0"]) == [(2, 37, 256), (2, 256, 256), (2, 256, 256), (2, 256, 1)]
 
 
+def test_layer_norm_is_the_critics_alone_and_comes_after_mish():
+    agent, state, batch, args = make(critic_layer_norm=True)
+    for without in (state.params["actor"], make()[1].params):
+        assert "LayerNorm" not in str(jax.tree.structure(without))
+    params = state.params["critic"]["params"]["VmapMLP_0"]
+    q = diffusion_ql.Critic(args.hidden_dims, layer_norm=True).apply(
+        state.params["critic"], batch["observations"], batch["actions"]
+    )
+    for i in range(2):
+        x = np.concatenate([batch["observations"], batch["actions"]], axis=-1)
+        for layer in range(2):
+            dense, norm = params[f"Dense_{layer}"], params[f"LayerNorm_{layer}"]
+            x = x @ dense["kernel"][i] + dense["bias"][i]
+            x = x * np.tanh(np.log1p(np.exp(x)))
+            x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+            x = x * norm["scale"][i] + norm["bias"][i]
+        expected = x @ params["Dense_2"]["kernel"][i] + params["Dense_2"]["bias"][i]
+        np.testing.assert_allclose(q[i], expected[:, 0], rtol=1e-4, atol=1e-5)
+    # The agent trains such a network, and its target follows.
+    after = agent.update(state, batch)[0]
+    for before, now in ((state.params["critic"], after.params["critic"]), (state.target_critic, after.target_critic)):
+        scales = [tree["params"]["VmapMLP_0"]["LayerNorm_1"]["scale"] for tree in (before, now)]
+        assert np.abs(scales[0] - scales[1]).min() > 0
+
+
 def test_time_embedding_is_the_transformers():
     """16 numbers: sines, then cosines, of t times frequencies from 1 down to 1/10000."""
     actor = diffusion_ql.Actor((4,), 1)
