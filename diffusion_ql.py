@@ -110,8 +110,8 @@ BANDIT = dict(
 )  # fmt: skip
 CORNERS = BANDIT | dict(batch_size=64, eta=1.0, diffusion_steps=50, steps=8_000, eval_every=2_000)
 POINTMAZE = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, critic_layer_norm=True,
-    eta=3.0, max_q_backup=True, steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
+    hidden_dims=(128, 128, 128), batch_size=64, discount=0.995, target_rate=0.02, critic_layer_norm=True, eta=10.0,
+    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 
 # Chosen by --env; a flag on the command line wins.

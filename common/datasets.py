@@ -204,6 +204,8 @@ def make_ogbench_env(name: str, task: int, **kwargs) -> gymnasium.Env:
 
 def make_raw_ogbench_env(env_id: str, **kwargs) -> gymnasium.Env:
     """Any of OGBench's environments, without its warnings and temporary files."""
+    # The arms' environments make their action space anew at each use, and Gymnasium warns of its precision each time.
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     with _quiet(), _temporary_files_removed():
         import ogbench  # noqa: F401  (registers the environments)
 

@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+import warnings
 from pathlib import Path
 
 import gymnasium
@@ -57,6 +58,15 @@ def test_success_is_computed_after_the_action():
     """The papers' OGBench 1.1.0 behaviour; newer versions default to before the action."""
     env = make_ogbench_env(NAME, 1)
     assert env.unwrapped._success_timing == "post"
+    env.close()
+
+
+def test_the_arms_environments_are_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        env = make_ogbench_env("cube-single-play", 1)
+        env.reset(seed=0)
+        env.step(np.zeros(5))
     env.close()
 
 
