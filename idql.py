@@ -108,9 +108,9 @@ BANDIT = dict(
     steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
 )  # fmt: skip
 POINTMAZE = dict(
-    hidden_dims=(64, 64), batch_size=64, discount=0.995, target_rate=0.02, actor_target_rate=0.01, expectile=0.9,
-    num_samples=8,  # the best of 64 by Q lies too often where there are no data
-    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
+    hidden_dims=(128, 128, 128), actor_width=64, batch_size=64, discount=0.995, target_rate=0.02,
+    actor_target_rate=0.01, expectile=0.9, num_samples=8,  # the best of 64 by Q lies too often where there are no data
+    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 

@@ -126,7 +126,17 @@ def test_an_update_is_what_a_slow_second_writing_gives(max_q_backup):
     """Losses and gradients in the mean over many keys: policy gradient through all steps, the toss of the coin, TD
     target from the target networks, the critic that the actor sees."""
     agent, state, batch, args = make(max_q_backup=True) if max_q_backup else make()
-    # Actions of the target actor that vary and are not all on the bounds; Qs that are worth telling apart.
+    # Two actors whose actions differ, critics of different size, and values that depend on the action: whatever the
+    # update might confuse is told apart.
+    critics = jax.tree.map(jnp.copy, (state.params["critic"], state.target_critic))
+    for params in critics:
+        last = params["params"]["VmapMLP_0"]["Dense_2"]
+        last["kernel"] *= jnp.array([4.0, 12.0])[:, None, None]
+        last["bias"] += jnp.array([0.5, 3.0])[:, None]
+    target_actor = jax.tree.map(jnp.copy, state.target_actor)
+    target_actor["params"]["MLP_1"]["Dense_2"]["bias"] += 0.5
+    params = {"actor": state.params["actor"], "critic": critics[0]}
+    state = state._replace(params=params, target_actor=target_actor, target_critic=critics[1])
     actor = diffusion_ql.Actor(args.hidden_dims, ACTION_DIM)
     critic = diffusion_ql.Critic(args.hidden_dims)
     betas = [1 - np.exp(-0.1 / 3 - 0.5 * 9.9 * (2 * t - 1) / 9) for t in (1, 2, 3)]
