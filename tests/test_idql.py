@@ -220,6 +220,9 @@ def test_targets_follow_what_they_follow_after_its_step():
 
 def test_only_the_actors_learning_rate_falls_and_its_weights_decay():
     agent, state, batch, _ = make()
+    actor = jax.tree.map(jnp.copy, state.params["actor"])
+    actor["params"]["Dense_7"]["bias"] += 1e4  # so that the decay is as large as Adam's step
+    state = state._replace(params=state.params | {"actor": actor})
     for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
         optimizer_state = optax.tree_utils.tree_set(state.optimizer_state, count=jnp.int32(step))
         after, _ = agent.update(state._replace(optimizer_state=optimizer_state), batch)
@@ -232,6 +235,9 @@ def test_only_the_actors_learning_rate_falls_and_its_weights_decay():
                 return p - rate * (adam + decay * p)
 
             assert_trees_close(after.params[name], jax.tree.map(expected, state.params[name], grads))
+        change = (after.params["actor"]["params"]["Dense_7"]["bias"] - 1e4) / 0.05
+        adam = 0.1 / correction[0] / np.sqrt(0.001 / correction[1])  # whatever the gradient, which is positive
+        np.testing.assert_allclose(change, -share * (adam + 1), atol=0.1)
 
 
 def acting(agent, state, num_states, **replaced):
