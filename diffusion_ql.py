@@ -18,7 +18,7 @@ Where the paper and the authors' code differ, we follow the code, which made the
   * the loss of the critic is a sum over the two critics, not a mean;
   * with max_q_backup the maximum over samples comes first, for each critic, then the minimum over critics.
 Different from the authors' code (PyTorch): learning rates decay at every update, not every thousand; biases start at
-zero; the dataset lives on the device and `log_every` updates run in one compiled program.
+zero; the dataset lives on the device and `log_every` updates run in one compiled program. `critic_layer_norm` is ours.
 
 Protocol: as the other scripts, 50 episodes every 100k updates, score = mean success of the last three evaluations (the
 paper selects checkpoints). Needs `common/` (data, evaluation, run bookkeeping); the algorithm is all here.
@@ -120,7 +120,7 @@ BANDIT = dict(
     eta=0.2, diffusion_steps=20,
     steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
 )  # fmt: skip
-CORNERS = BANDIT | dict(batch_size=64, eta=1.0, diffusion_steps=50, steps=8_000, eval_every=2_000)
+CORNERS = BANDIT | dict(batch_size=64, eta=0.3, diffusion_steps=50, steps=8_000, eval_every=2_000)
 POINTMAZE = dict(
     hidden_dims=(128, 128, 128), batch_size=64, discount=0.995, target_rate=0.02, critic_layer_norm=True, eta=10.0,
     steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
