@@ -59,7 +59,7 @@ class Args(runs.Args):
     critic_layer_norm: bool = False
     """LayerNorm in the critic, for OGBench; not in the paper"""
     eta: float = 1.0
-    """weight of Q against the denoising loss; the one to tune: 0.005 to 4.5 on D4RL"""
+    """weight of Q against the denoising loss; the one to tune: 0.005 to 4.5 on D4RL, 10 in our mazes"""
     diffusion_steps: int = 5
     """reverse steps from noise to action (T), each one pass of the actor"""
     beta_schedule: Literal["vp", "linear", "cosine"] = "vp"
