@@ -26,7 +26,8 @@ paper selects checkpoints). Needs `common/` (data, evaluation, run bookkeeping);
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,16 +35,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import UserError, runs
-from common.buffers import make_buffer, sample
+from common import UserError, cli
+from common.buffers import ReplayBuffer, make_buffer, sample
+from common.critics import MLP, Critic
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import compile_over_seeds, place, seed_keys
 
-# ---------------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(runs.Args):
+class Args(cli.Args):
     batch_size: int = 256
     """transitions per update"""
     learning_rate: float = 3e-4
@@ -73,94 +77,17 @@ class Args(runs.Args):
     lr_decay: bool = True
     """let both learning rates fall to 0 over --steps, as half a cosine"""
 
-
-# Chosen by --env; a flag on the command line wins. OGBench: ours, nobody has published settings. Its rewards of -1 per
-# step make |Q| about a hundred where one action changes Q by one, so that with eta = 1 the policy stays the behaviour
-# policy; with a large eta the critic's errors count, and LayerNorm keeps them small. Discounts: FQL's. The README has
-# the evidence, from small datasets.
-NAVIGATE = dict(critic_layer_norm=True, eta=10.0)
-PRESETS = {
-    "antmaze-large-navigate": dict(discount=0.99, **NAVIGATE),
-    "antmaze-giant-navigate": dict(discount=0.995, **NAVIGATE),
-    "humanoidmaze-medium-navigate": dict(discount=0.995, **NAVIGATE),
-    "humanoidmaze-large-navigate": dict(discount=0.995, **NAVIGATE),
-    "antsoccer-arena-navigate": dict(discount=0.995, **NAVIGATE),
-}
-
-# The authors published settings for D4RL only (main.py of theirs). As data only: there is no loader for D4RL yet, so
-# these cannot be run. Their rewards: antmaze 4 (r - 0.5), pen standardised.
-GYM = dict(critic_learning_rate=3e-4, steps=2_000_000, eval_every=50_000, eval_episodes=10)
-REST = dict(critic_learning_rate=3e-4, steps=1_000_000, eval_every=50_000, eval_episodes=100)
-D4RL = {
-    "halfcheetah-medium-v2": dict(eta=1.0, grad_norm=9.0, **GYM),
-    "hopper-medium-v2": dict(eta=1.0, grad_norm=9.0, **GYM),
-    "walker2d-medium-v2": dict(eta=1.0, grad_norm=1.0, **GYM),
-    "halfcheetah-medium-replay-v2": dict(eta=1.0, grad_norm=2.0, **GYM),
-    "hopper-medium-replay-v2": dict(eta=1.0, grad_norm=4.0, **GYM),
-    "walker2d-medium-replay-v2": dict(eta=1.0, grad_norm=4.0, **GYM),
-    "halfcheetah-medium-expert-v2": dict(eta=1.0, grad_norm=7.0, **GYM),
-    "hopper-medium-expert-v2": dict(eta=1.0, grad_norm=5.0, **GYM),
-    "walker2d-medium-expert-v2": dict(eta=1.0, grad_norm=5.0, **GYM),
-    "antmaze-umaze-v0": dict(eta=0.5, grad_norm=2.0, **REST),
-    "antmaze-umaze-diverse-v0": dict(eta=2.0, grad_norm=3.0, max_q_backup=True, **REST),
-    "antmaze-medium-play-v0": dict(eta=2.0, grad_norm=2.0, max_q_backup=True, learning_rate=1e-3, **REST),
-    "antmaze-medium-diverse-v0": dict(eta=3.0, grad_norm=1.0, max_q_backup=True, **REST),
-    "antmaze-large-play-v0": dict(eta=4.5, grad_norm=10.0, max_q_backup=True, **REST),
-    "antmaze-large-diverse-v0": dict(eta=3.5, grad_norm=7.0, max_q_backup=True, **REST),
-    "pen-human-v1": dict(eta=0.15, grad_norm=7.0, learning_rate=3e-5, **REST),
-    "pen-cloned-v1": dict(eta=0.1, grad_norm=8.0, learning_rate=3e-5, **REST),
-    "kitchen-complete-v0": dict(eta=0.005, grad_norm=9.0, **REST | dict(steps=250_000)),
-    "kitchen-partial-v0": dict(eta=0.005, grad_norm=10.0, **REST),
-    "kitchen-mixed-v0": dict(eta=0.005, grad_norm=10.0, **REST),
-}
-PRESETS |= D4RL
-
-# Ours, not the paper's: small problems for a laptop. Five steps are too few to tell the bandits' modes apart: even with
-# the exact denoiser, a third of the samples is within 0.2 of a mode of `bandit` with T = 5, 99% with T = 20.
-BANDIT = dict(
-    hidden_dims=(128, 128, 128), batch_size=128, learning_rate=3e-3, critic_learning_rate=1e-3,
-    eta=0.2, diffusion_steps=20,
-    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
-)  # fmt: skip
-CORNERS = BANDIT | dict(batch_size=64, eta=0.3, diffusion_steps=50, steps=8_000, eval_every=2_000)
-POINTMAZE = dict(
-    hidden_dims=(128, 128, 128), batch_size=64, discount=0.995, target_rate=0.02, critic_layer_norm=True, eta=10.0,
-    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
-)  # fmt: skip
-PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
-
-# ----------------------------------------------------------------------------------------------------------- networks
-
-# PyTorch's default for a linear layer: uniform within +-1 / sqrt(inputs).
-kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    def check(self) -> None:
+        """Raises UserError for values that the algorithm cannot use."""
+        super().check()
+        if self.grad_norm == 0:
+            raise UserError("--grad-norm 0 must be positive; a large number clips nothing.")
 
 
-class MLP(nn.Module):
-    """Dense -> Mish -> LayerNorm (optional) per hidden layer, then one linear layer."""
+# ------------------------------------------------------------------------------------------------------------- networks
 
-    hidden_dims: Sequence[int]
-    output_dim: int
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for size in self.hidden_dims:
-            x = jax.nn.mish(nn.Dense(size, kernel_init=kernel_init)(x))
-            if self.layer_norm:
-                x = nn.LayerNorm()(x)
-        return nn.Dense(self.output_dim, kernel_init=kernel_init)(x)
-
-
-class Critic(nn.Module):
-    """Two networks Q(s, a): (..., S), (..., A) -> (2, ...). Each has its own parameters."""
-
-    hidden_dims: Sequence[int]
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        pair = nn.vmap(MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=2)
-        return pair(self.hidden_dims, 1, self.layer_norm)(jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+# The authors' activation, and PyTorch's default for a linear layer: uniform within +-1 / sqrt(inputs).
+TORCH = {"activation": jax.nn.mish, "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")}
 
 
 class Actor(nn.Module):
@@ -176,12 +103,12 @@ class Actor(nn.Module):
         frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(self.time_dim // 2) / (self.time_dim // 2 - 1))
         angles = jnp.asarray(t)[..., None] * frequencies
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        time = MLP((2 * self.time_dim,), self.time_dim)(waves)
+        time = MLP((2 * self.time_dim,), self.time_dim, **TORCH)(waves)
         time = jnp.broadcast_to(time, (*x.shape[:-1], self.time_dim))
-        return MLP(self.hidden_dims, self.action_dim)(jnp.concatenate([x, time, observations], axis=-1))
+        return MLP(self.hidden_dims, self.action_dim, **TORCH)(jnp.concatenate([x, time, observations], axis=-1))
 
 
-# ---------------------------------------------------------------------------------------------------------- diffusion
+# ------------------------------------------------------------------------------------------------------------ diffusion
 
 
 class Schedule(NamedTuple):
@@ -248,7 +175,7 @@ def reverse_chain(eps_fn: Callable, x: jax.Array, noise: jax.Array, schedule: Sc
     return jnp.clip(x, -1, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------- critic
+# --------------------------------------------------------------------------------------------------------------- critic
 
 
 def td_loss(q: jax.Array, next_q: jax.Array, rewards: jax.Array, masks: jax.Array, discount: float) -> jax.Array:
@@ -262,7 +189,7 @@ def td_loss(q: jax.Array, next_q: jax.Array, rewards: jax.Array, masks: jax.Arra
     return jnp.sum(jnp.mean((q - target) ** 2, axis=-1))
 
 
-# -------------------------------------------------------------------------------------------------------------- agent
+# ---------------------------------------------------------------------------------------------------------------- agent
 
 BACKUP_SAMPLES = 10  # of the next action, with max_q_backup
 ACTOR_TARGET_RATE = 0.005  # how far the target actor moves
@@ -282,31 +209,26 @@ class TrainState(NamedTuple):
 
 
 class Agent(NamedTuple):
-    init: Callable
-    update: Callable
-    act: Callable
+    init: Callable  # (key) -> state
+    update: Callable  # (state, batch) -> (state, metrics), one gradient step
+    act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
+    losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 
 
 def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
-    """The algorithm as three pure functions.
-
-    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
-    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
-    Raises UserError if grad_norm is not positive.
-    """
-    if args.grad_norm <= 0:
-        raise UserError(f"--grad-norm {args.grad_norm} must be positive; a large number clips nothing.")
+    """The algorithm as pure functions. Numbers that only enter arithmetic (discount, ...) may be traced arrays."""
     schedule = make_schedule(args.diffusion_steps, args.beta_schedule)
     actor = Actor(args.hidden_dims, action_dim)
-    critic = Critic(args.hidden_dims, args.critic_layer_norm)
+    critic = Critic(args.hidden_dims, layer_norm=args.critic_layer_norm, **TORCH)
 
     def make_optimizer(rate):
         rate = optax.cosine_decay_schedule(rate, args.steps) if args.lr_decay else rate
         return optax.chain(optax.clip_by_global_norm(args.grad_norm), optax.adam(rate))
 
+    critic_rate = args.critic_learning_rate
     optimizers = {
         "actor": make_optimizer(args.learning_rate),
-        "critic": make_optimizer(args.critic_learning_rate or args.learning_rate),
+        "critic": make_optimizer(args.learning_rate if critic_rate is None else critic_rate),
     }
 
     def init(key):
@@ -386,43 +308,89 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         choice = jax.random.categorical(choice_key, q)  # (B,), with probability softmax(q)
         return jnp.take_along_axis(actions, choice[:, None, None], axis=1).squeeze(1)
 
-    return Agent(init, update, act)
+    return Agent(init, update, act, {"critic": critic_loss, "actor": actor_loss})
 
 
-# --------------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------------------------- training
 
 
-def main(args: Args) -> None:
+def train_chunk(
+    agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
+    and the mean of each metric over them."""
+
+    def step(state, _):
+        key, batch_key = jax.random.split(state.key)
+        batch = sample(buffer, batch_key, batch_size)
+        return agent.update(state._replace(key=key), batch)
+
+    state, metrics = jax.lax.scan(step, state, length=num_updates)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> Path:
+    """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
+    args = cli.prepare(args)
     dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    cli.say(dataset.summary())
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
-    def train_chunk(state, buffer):
-        """`log_every` updates in one program; returns the mean of each metric."""
+    def train_interval(state, buffer):
+        return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            batch = sample(buffer, batch_key, args.batch_size)
-            return agent.update(state._replace(key=key), batch)
-
-        state, metrics = jax.lax.scan(step, state, length=args.log_every)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+    with Evaluator(args, dataset.make_env, agent.act) as evaluate:
         # A leading axis of seeds everywhere; the dataset is shared.
-        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
-        state, buffer = runs.place(state, make_buffer(dataset))
-        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
-        while True:
-            if run.evaluation_due():
-                run.log_evaluation(evaluate(state, run.step, run.stopping))
-            if run.stopping() or run.step >= args.steps:
-                break
-            state, metrics = train(state, buffer)
-            run.log(metrics)
-            if run.save_due():
-                run.save(state)
-        run.finish(state)
+        state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+        train, metric_names = compile_over_seeds(train_interval, state, buffer)
+        with Run(args, dataset, metric_names) as run:
+            state = run.restore(state)
+            while True:
+                if run.evaluation_due():
+                    run.log_evaluation(evaluate(state, run.step, run.stopping))
+                if run.stopping() or run.step >= args.steps:
+                    break
+                state, metrics, seconds = train(state, buffer)
+                run.log(metrics, seconds)
+                if run.save_due():
+                    run.save(state)
+            return run.finish(state)
+
+
+# -------------------------------------------------------------------------------------------------------------- presets
+
+# Chosen by --env; a flag on the command line wins. OGBench: ours, nobody has published settings. Its rewards of -1 per
+# step make |Q| about a hundred where one action changes Q by one, so that with eta = 1 the policy stays the behaviour
+# policy; with a large eta the critic's errors count, and LayerNorm keeps them small. Discounts: FQL's. The README has
+# the evidence, from small datasets.
+NAVIGATE = dict(critic_layer_norm=True, eta=10.0)
+PRESETS = {
+    "antmaze-large-navigate": dict(discount=0.99, **NAVIGATE),
+    "antmaze-giant-navigate": dict(discount=0.995, **NAVIGATE),
+    "humanoidmaze-medium-navigate": dict(discount=0.995, **NAVIGATE),
+    "humanoidmaze-large-navigate": dict(discount=0.995, **NAVIGATE),
+    "antsoccer-arena-navigate": dict(discount=0.995, **NAVIGATE),
+}
+
+# Ours, not the paper's: small problems for a laptop. Five steps are too few to tell the bandits' modes apart: even with
+# the exact denoiser, a third of the samples is within 0.2 of a mode of `bandit` with T = 5, 99% with T = 20.
+BANDIT = dict(
+    hidden_dims=(128, 128, 128), batch_size=128, learning_rate=3e-3, critic_learning_rate=1e-3,
+    eta=0.2, diffusion_steps=20,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+CORNERS = BANDIT | dict(batch_size=64, eta=0.3, diffusion_steps=50, steps=8_000, eval_every=2_000)
+POINTMAZE = dict(
+    hidden_dims=(128, 128, 128), batch_size=64, discount=0.995, target_rate=0.02, critic_layer_norm=True, eta=10.0,
+    steps=60_000, log_every=1_000, eval_every=20_000, save_every=20_000, collect_episodes=200,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
+
+
+def args_for(env: str, **changes: Any) -> Args:
+    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", alpha=3)."""
+    return cli.with_preset(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Args, PRESETS)
+    cli.launch(main, Args, PRESETS)

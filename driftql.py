@@ -25,23 +25,26 @@ evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from common import UserError, runs
-from common.buffers import make_buffer, sample
+from common import UserError, cli
+from common.buffers import ReplayBuffer, make_buffer, sample
 from common.critics import MLP, Critic
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import compile_over_seeds, place, seed_keys
 
-# ---------------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(runs.Args):
+class Args(cli.Args):
     batch_size: int = 256
     """transitions per update"""
     learning_rate: float = 3e-4
@@ -65,40 +68,14 @@ class Args(runs.Args):
     noise_dim: int | None = None
     """input noise of the actor; None is the action dimension"""
 
+    def check(self) -> None:
+        """Raises UserError for values that the algorithm cannot use."""
+        super().check()
+        if self.temperature == 0:
+            raise UserError("--temperature 0 must be positive.")
 
-# Chosen by --env; a flag on the command line wins. alpha, temperature and kernel: paper, table 6. discount, q_agg,
-# num_candidates and noise_dim: the commands in the README of the authors' code (commit 1ad1bbc).
-PRESETS = {
-    "antmaze-large-navigate": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.99, q_agg="mean"),
-    "antmaze-giant-navigate": dict(alpha=10, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
-    "humanoidmaze-medium-navigate": dict(alpha=65, temperature=0.5, kernel="laplace", discount=0.998, q_agg="mean"),
-    "humanoidmaze-large-navigate": dict(alpha=32, temperature=0.2, kernel="laplace", discount=0.995, q_agg="mean"),
-    "antsoccer-arena-navigate": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.995, q_agg="mean"),
-    "cube-single-play": dict(alpha=60, temperature=0.02, kernel="gaussian", discount=0.995, q_agg="mean"),
-    "cube-double-play": dict(
-        alpha=100, temperature=0.2, kernel="gaussian", discount=0.99, q_agg="mean", num_candidates=4, noise_dim=8
-    ),
-    "scene-play": dict(alpha=250, temperature=0.2, kernel="gaussian", discount=0.995, q_agg="min"),
-    "puzzle-3x3-play": dict(alpha=50, temperature=0.5, kernel="gaussian", discount=0.99, q_agg="min"),
-    "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
-}
 
-# Ours, not the paper's: small problems for a laptop. Much input noise keeps the policy spread out: over both of the
-# bandit's best modes, there together with a wide kernel, and away from dead ends at the maze's walls, where each of two
-# candidates has one neighbour and the kernel no say.
-BANDIT = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3,
-    alpha=2, temperature=1.0, kernel="gaussian", num_candidates=16, noise_dim=16,
-    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
-)  # fmt: skip
-POINTMAZE = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min",
-    alpha=1, num_candidates=2, noise_dim=256,
-    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
-)  # fmt: skip
-PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
-
-# ----------------------------------------------------------------------------------------------------------- networks
+# ------------------------------------------------------------------------------------------------------------- networks
 
 
 class Actor(MLP):
@@ -108,7 +85,7 @@ class Actor(MLP):
         return super().__call__(jnp.concatenate([observations, noise], axis=-1))
 
 
-# -------------------------------------------------------------------------------------------------------- drift field
+# ---------------------------------------------------------------------------------------------------------- drift field
 
 
 def drift_field(
@@ -147,7 +124,7 @@ def drift_loss(candidates: jax.Array, actions: jax.Array, temperature: float, ke
     return jnp.mean((candidates - target) ** 2)
 
 
-# ------------------------------------------------------------------------------------------------------------- critic
+# --------------------------------------------------------------------------------------------------------------- critic
 
 
 def td_loss(
@@ -163,7 +140,7 @@ def td_loss(
     return jnp.mean((q - target) ** 2)
 
 
-# -------------------------------------------------------------------------------------------------------------- agent
+# ---------------------------------------------------------------------------------------------------------------- agent
 
 
 class TrainState(NamedTuple):
@@ -177,20 +154,14 @@ class TrainState(NamedTuple):
 
 
 class Agent(NamedTuple):
-    init: Callable
-    update: Callable
-    act: Callable
+    init: Callable  # (key) -> state
+    update: Callable  # (state, batch) -> (state, metrics), one gradient step
+    act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
+    losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 
 
 def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
-    """The algorithm as three pure functions.
-
-    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
-    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
-    Raises UserError if the temperature is not positive.
-    """
-    if args.temperature <= 0:
-        raise UserError(f"--temperature {args.temperature} must be positive.")
+    """The algorithm as pure functions. Numbers that only enter arithmetic (discount, ...) may be traced arrays."""
     noise_dim = args.noise_dim or action_dim
     actor = Actor(args.hidden_dims, action_dim)
     critic = Critic(args.hidden_dims)
@@ -250,43 +221,94 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
     def act(state, observations, key):
         return sample_actions(state.params["actor"], observations, key)
 
-    return Agent(init, update, act)
+    return Agent(init, update, act, {"critic": critic_loss, "actor": actor_loss})
 
 
-# --------------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------------------------- training
 
 
-def main(args: Args) -> None:
+def train_chunk(
+    agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
+    and the mean of each metric over them."""
+
+    def step(state, _):
+        key, batch_key = jax.random.split(state.key)
+        batch = sample(buffer, batch_key, batch_size)
+        return agent.update(state._replace(key=key), batch)
+
+    state, metrics = jax.lax.scan(step, state, length=num_updates)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> Path:
+    """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
+    args = cli.prepare(args)
     dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    cli.say(dataset.summary())
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
-    def train_chunk(state, buffer):
-        """`log_every` updates in one program; returns the mean of each metric."""
+    def train_interval(state, buffer):
+        return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            batch = sample(buffer, batch_key, args.batch_size)
-            return agent.update(state._replace(key=key), batch)
-
-        state, metrics = jax.lax.scan(step, state, length=args.log_every)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+    with Evaluator(args, dataset.make_env, agent.act) as evaluate:
         # A leading axis of seeds everywhere; the dataset is shared.
-        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
-        state, buffer = runs.place(state, make_buffer(dataset))
-        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
-        while True:
-            if run.evaluation_due():
-                run.log_evaluation(evaluate(state, run.step, run.stopping))
-            if run.stopping() or run.step >= args.steps:
-                break
-            state, metrics = train(state, buffer)
-            run.log(metrics)
-            if run.save_due():
-                run.save(state)
-        run.finish(state)
+        state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+        train, metric_names = compile_over_seeds(train_interval, state, buffer)
+        with Run(args, dataset, metric_names) as run:
+            state = run.restore(state)
+            while True:
+                if run.evaluation_due():
+                    run.log_evaluation(evaluate(state, run.step, run.stopping))
+                if run.stopping() or run.step >= args.steps:
+                    break
+                state, metrics, seconds = train(state, buffer)
+                run.log(metrics, seconds)
+                if run.save_due():
+                    run.save(state)
+            return run.finish(state)
+
+
+# -------------------------------------------------------------------------------------------------------------- presets
+
+# Chosen by --env; a flag on the command line wins. alpha, temperature and kernel: paper, table 6. discount, q_agg,
+# num_candidates and noise_dim: the commands in the README of the authors' code (commit 1ad1bbc).
+PRESETS = {
+    "antmaze-large-navigate": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.99, q_agg="mean"),
+    "antmaze-giant-navigate": dict(alpha=10, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
+    "humanoidmaze-medium-navigate": dict(alpha=65, temperature=0.5, kernel="laplace", discount=0.998, q_agg="mean"),
+    "humanoidmaze-large-navigate": dict(alpha=32, temperature=0.2, kernel="laplace", discount=0.995, q_agg="mean"),
+    "antsoccer-arena-navigate": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.995, q_agg="mean"),
+    "cube-single-play": dict(alpha=60, temperature=0.02, kernel="gaussian", discount=0.995, q_agg="mean"),
+    "cube-double-play": dict(
+        alpha=100, temperature=0.2, kernel="gaussian", discount=0.99, q_agg="mean", num_candidates=4, noise_dim=8
+    ),
+    "scene-play": dict(alpha=250, temperature=0.2, kernel="gaussian", discount=0.995, q_agg="min"),
+    "puzzle-3x3-play": dict(alpha=50, temperature=0.5, kernel="gaussian", discount=0.99, q_agg="min"),
+    "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
+}
+
+# Ours, not the paper's: small problems for a laptop. Much input noise keeps the policy spread out: over both of the
+# bandit's best modes, there together with a wide kernel, and away from dead ends at the maze's walls, where each of two
+# candidates has one neighbour and the kernel no say.
+BANDIT = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3,
+    alpha=2, temperature=1.0, kernel="gaussian", num_candidates=16, noise_dim=16,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+POINTMAZE = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min",
+    alpha=1, num_candidates=2, noise_dim=256,
+    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
+
+
+def args_for(env: str, **changes: Any) -> Args:
+    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", alpha=3)."""
+    return cli.with_preset(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Args, PRESETS)
+    cli.launch(main, Args, PRESETS)

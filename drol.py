@@ -27,23 +27,26 @@ evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from common import runs
-from common.buffers import make_buffer, sample
+from common import cli
+from common.buffers import ReplayBuffer, make_buffer, sample
 from common.critics import MLP, Critic
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import compile_over_seeds, place, seed_keys
 
-# ---------------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(runs.Args):
+class Args(cli.Args):
     batch_size: int = 256
     """transitions per update"""
     learning_rate: float = 3e-4
@@ -64,56 +67,7 @@ class Args(runs.Args):
     """actions drawn per state, of which the nearest to the dataset's is trained (K)"""
 
 
-# Chosen by --env; a flag on the command line wins. The commands of DROL(16), K = 16 everywhere, in the authors' code
-# (scripts/production_run_commands.sh, commit 7e669b0). The comments: what DROL*, tuned per environment, takes instead.
-PRESETS = {
-    "antmaze-large-navigate": dict(bc_coef=0.03, discount=0.995, q_agg="min"),  # K=16
-    "antmaze-giant-navigate": dict(bc_coef=0.03, discount=0.995, q_agg="min"),  # K=1
-    "humanoidmaze-medium-navigate": dict(bc_coef=0.3, discount=0.995, q_agg="mean"),  # K=16
-    "humanoidmaze-large-navigate": dict(bc_coef=0.3, discount=0.995, q_agg="mean"),  # K=4
-    "antsoccer-arena-navigate": dict(bc_coef=0.1, discount=0.995, q_agg="mean"),  # K=4
-    "cube-single-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=16
-    "cube-double-play": dict(bc_coef=3, discount=0.99, q_agg="mean"),  # K=64
-    "scene-play": dict(bc_coef=3, discount=0.99, q_agg="mean"),  # K=64
-    "puzzle-3x3-play": dict(bc_coef=0.3, discount=0.99, q_agg="mean"),  # K=32
-    "puzzle-4x4-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=64
-}
-
-# The same source. As data only: there is no loader for D4RL yet, so these cannot be run.
-D4RL = {
-    "antmaze-umaze-v2": dict(bc_coef=0.3, discount=0.99, q_agg="mean"),  # K=2
-    "antmaze-umaze-diverse-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16
-    "antmaze-medium-play-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=32
-    "antmaze-medium-diverse-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16
-    "antmaze-large-play-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16, bc_coef=0.03
-    "antmaze-large-diverse-v2": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16, bc_coef=0.03
-    "pen-human-v1": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
-    "pen-cloned-v1": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
-    "pen-expert-v1": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
-    "door-human-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
-    "door-cloned-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
-    "door-expert-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
-    "hammer-human-v1": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
-    "hammer-cloned-v1": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
-    "hammer-expert-v1": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
-    "relocate-human-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
-    "relocate-cloned-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
-    "relocate-expert-v1": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
-}
-PRESETS |= {env: dict(preset, steps=500_000) for env, preset in D4RL.items()}
-
-# Ours, not the paper's: small problems for a laptop. At bc_coef 3 the policy keeps the bandit's worse modes too.
-BANDIT = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, bc_coef=1.5,
-    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
-)  # fmt: skip
-POINTMAZE = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min", bc_coef=0.1,
-    steps=100_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
-)  # fmt: skip
-PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
-
-# ----------------------------------------------------------------------------------------------------------- networks
+# ------------------------------------------------------------------------------------------------------------- networks
 
 
 class Actor(MLP):
@@ -123,7 +77,7 @@ class Actor(MLP):
         return super().__call__(jnp.concatenate([observations, latents], axis=-1))
 
 
-# ------------------------------------------------------------------------------------------------------------ routing
+# -------------------------------------------------------------------------------------------------------------- routing
 
 
 def sample_latents(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -148,19 +102,16 @@ def route(candidates: jax.Array, actions: jax.Array) -> jax.Array:
 
 
 def routed_loss(
-    candidates: jax.Array, actions: jax.Array, q: jax.Array, bc_coef: float, q_coef: float
+    winners: jax.Array, actions: jax.Array, q: jax.Array, bc_coef: float, q_coef: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Regression of the winner onto the dataset's action, and its Q value, divided by the batch's mean |Q|. The other
-    candidates get no gradient.
+    """Regression of the winners onto the dataset's actions, and their Q values, divided by the batch's mean |Q|.
 
-    candidates: (B, K, A) in [-1, 1]; actions: (B, A); q (E, B, K): Q_i(s, candidate). Returns a scalar, the mean over
-    batch and action dimensions, and its parts.
+    winners: (B, A) in [-1, 1]; actions: (B, A); q (E, B): Q_i(s, winner). Returns a scalar, the mean over batch and
+    action dimensions, and its parts.
     """
-    winner = route(candidates, actions)
-    state = jnp.arange(len(winner))
-    bc_loss = jnp.mean((candidates[state, winner] - actions) ** 2)
+    bc_loss = jnp.mean((winners - actions) ** 2)
 
-    q = q[:, state, winner].min(axis=0)  # (B,)
+    q = q.min(axis=0)  # (B,)
     scale = jax.lax.stop_gradient(1 / jnp.maximum(jnp.abs(q).mean(), 1e-6))
     q_loss = -scale * q.mean()
 
@@ -168,7 +119,7 @@ def routed_loss(
     return loss, {"losses/actor": loss, "losses/bc": bc_loss, "losses/q": q_loss}
 
 
-# ------------------------------------------------------------------------------------------------------------- critic
+# --------------------------------------------------------------------------------------------------------------- critic
 
 
 def td_loss(
@@ -184,7 +135,7 @@ def td_loss(
     return jnp.mean((q - target) ** 2)
 
 
-# -------------------------------------------------------------------------------------------------------------- agent
+# ---------------------------------------------------------------------------------------------------------------- agent
 
 
 class TrainState(NamedTuple):
@@ -198,17 +149,14 @@ class TrainState(NamedTuple):
 
 
 class Agent(NamedTuple):
-    init: Callable
-    update: Callable
-    act: Callable
+    init: Callable  # (key) -> state
+    update: Callable  # (state, batch) -> (state, metrics), one gradient step
+    act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
+    losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 
 
 def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
-    """The algorithm as three pure functions.
-
-    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
-    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
-    """
+    """The algorithm as pure functions. Numbers that only enter arithmetic (discount, ...) may be traced arrays."""
     actor = Actor(args.hidden_dims, action_dim)
     critic = Critic(args.hidden_dims)
     optimizer = optax.adam(args.learning_rate)
@@ -241,12 +189,12 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         candidates = jnp.clip(actor.apply(state.params["actor"], repeated, latents), -1, 1)  # (B, K, A)
         winner = route(candidates, batch["actions"])  # (B,)
 
-        # Behaviour and improvement: the winner once more, now with gradient, as the only candidate of the loss. The
+        # Behaviour and improvement: the winner once more, now with gradient; the other candidates get none. The
         # parameters of the critics are constants here.
-        latents = jnp.take_along_axis(latents, winner[:, None, None], axis=1)  # (B, 1, A)
-        candidates = jnp.clip(actor.apply(actor_params, batch["observations"][:, None], latents), -1, 1)
-        q = critic.apply(state.params["critic"], batch["observations"][:, None], candidates)  # (2, B, 1)
-        return routed_loss(candidates, batch["actions"], q, args.bc_coef, args.q_coef)
+        latents = jnp.take_along_axis(latents, winner[:, None, None], axis=1).squeeze(1)  # (B, A)
+        winners = jnp.clip(actor.apply(actor_params, batch["observations"], latents), -1, 1)
+        q = critic.apply(state.params["critic"], batch["observations"], winners)  # (2, B)
+        return routed_loss(winners, batch["actions"], q, args.bc_coef, args.q_coef)
 
     def update(state, batch):
         key, critic_key, actor_key = jax.random.split(state.key, 3)
@@ -265,43 +213,88 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
     def act(state, observations, key):
         return sample_actions(state.params["actor"], observations, key)
 
-    return Agent(init, update, act)
+    return Agent(init, update, act, {"critic": critic_loss, "actor": actor_loss})
 
 
-# --------------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------------------------- training
 
 
-def main(args: Args) -> None:
+def train_chunk(
+    agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
+    and the mean of each metric over them."""
+
+    def step(state, _):
+        key, batch_key = jax.random.split(state.key)
+        batch = sample(buffer, batch_key, batch_size)
+        return agent.update(state._replace(key=key), batch)
+
+    state, metrics = jax.lax.scan(step, state, length=num_updates)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> Path:
+    """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
+    args = cli.prepare(args)
     dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    cli.say(dataset.summary())
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
-    def train_chunk(state, buffer):
-        """`log_every` updates in one program; returns the mean of each metric."""
+    def train_interval(state, buffer):
+        return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            batch = sample(buffer, batch_key, args.batch_size)
-            return agent.update(state._replace(key=key), batch)
-
-        state, metrics = jax.lax.scan(step, state, length=args.log_every)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+    with Evaluator(args, dataset.make_env, agent.act) as evaluate:
         # A leading axis of seeds everywhere; the dataset is shared.
-        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
-        state, buffer = runs.place(state, make_buffer(dataset))
-        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
-        while True:
-            if run.evaluation_due():
-                run.log_evaluation(evaluate(state, run.step, run.stopping))
-            if run.stopping() or run.step >= args.steps:
-                break
-            state, metrics = train(state, buffer)
-            run.log(metrics)
-            if run.save_due():
-                run.save(state)
-        run.finish(state)
+        state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+        train, metric_names = compile_over_seeds(train_interval, state, buffer)
+        with Run(args, dataset, metric_names) as run:
+            state = run.restore(state)
+            while True:
+                if run.evaluation_due():
+                    run.log_evaluation(evaluate(state, run.step, run.stopping))
+                if run.stopping() or run.step >= args.steps:
+                    break
+                state, metrics, seconds = train(state, buffer)
+                run.log(metrics, seconds)
+                if run.save_due():
+                    run.save(state)
+            return run.finish(state)
+
+
+# -------------------------------------------------------------------------------------------------------------- presets
+
+# Chosen by --env; a flag on the command line wins. The commands of DROL(16), K = 16 everywhere, in the authors' code
+# (scripts/production_run_commands.sh, commit 7e669b0). The comments: what DROL*, tuned per environment, takes instead.
+PRESETS = {
+    "antmaze-large-navigate": dict(bc_coef=0.03, discount=0.995, q_agg="min"),  # K=16
+    "antmaze-giant-navigate": dict(bc_coef=0.03, discount=0.995, q_agg="min"),  # K=1
+    "humanoidmaze-medium-navigate": dict(bc_coef=0.3, discount=0.995, q_agg="mean"),  # K=16
+    "humanoidmaze-large-navigate": dict(bc_coef=0.3, discount=0.995, q_agg="mean"),  # K=4
+    "antsoccer-arena-navigate": dict(bc_coef=0.1, discount=0.995, q_agg="mean"),  # K=4
+    "cube-single-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=16
+    "cube-double-play": dict(bc_coef=3, discount=0.99, q_agg="mean"),  # K=64
+    "scene-play": dict(bc_coef=3, discount=0.99, q_agg="mean"),  # K=64
+    "puzzle-3x3-play": dict(bc_coef=0.3, discount=0.99, q_agg="mean"),  # K=32
+    "puzzle-4x4-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=64
+}
+
+# Ours, not the paper's: small problems for a laptop. At bc_coef 3 the policy keeps the bandit's worse modes too.
+BANDIT = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, bc_coef=1.5,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+POINTMAZE = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min", bc_coef=0.1,
+    steps=100_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
+
+
+def args_for(env: str, **changes: Any) -> Args:
+    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", alpha=3)."""
+    return cli.with_preset(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Args, PRESETS)
+    cli.launch(main, Args, PRESETS)

@@ -27,23 +27,26 @@ evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from common import runs
-from common.buffers import make_buffer, sample
+from common import cli
+from common.buffers import ReplayBuffer, make_buffer, sample
 from common.critics import MLP, Critic
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import compile_over_seeds, place, seed_keys
 
-# ---------------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(runs.Args):
+class Args(cli.Args):
     batch_size: int = 256
     """transitions per update"""
     learning_rate: float = 3e-4
@@ -64,55 +67,7 @@ class Args(runs.Args):
     """divide the Q loss by the mean |Q| of the batch, so that alpha does not depend on the scale of the rewards"""
 
 
-# Chosen by --env; a flag on the command line wins. The commands in the README of the authors' code (commit 719d044).
-PRESETS = {
-    "antmaze-large-navigate": dict(alpha=10, discount=0.99, q_agg="min"),
-    "antmaze-giant-navigate": dict(alpha=10, discount=0.995, q_agg="min"),
-    "humanoidmaze-medium-navigate": dict(alpha=30, discount=0.995, q_agg="mean"),
-    "humanoidmaze-large-navigate": dict(alpha=30, discount=0.995, q_agg="mean"),
-    "antsoccer-arena-navigate": dict(alpha=10, discount=0.995, q_agg="mean"),
-    "cube-single-play": dict(alpha=300, discount=0.99, q_agg="mean"),
-    "cube-double-play": dict(alpha=300, discount=0.99, q_agg="mean"),
-    "scene-play": dict(alpha=300, discount=0.99, q_agg="mean"),
-    "puzzle-3x3-play": dict(alpha=1000, discount=0.99, q_agg="mean"),
-    "puzzle-4x4-play": dict(alpha=1000, discount=0.99, q_agg="mean"),
-}
-
-# The same source. As data only: there is no loader for D4RL yet, so these cannot be run.
-D4RL = {
-    "antmaze-umaze-v2": dict(alpha=10, discount=0.99, q_agg="mean"),
-    "antmaze-umaze-diverse-v2": dict(alpha=10, discount=0.99, q_agg="mean"),
-    "antmaze-medium-play-v2": dict(alpha=10, discount=0.99, q_agg="mean"),
-    "antmaze-medium-diverse-v2": dict(alpha=10, discount=0.99, q_agg="mean"),
-    "antmaze-large-play-v2": dict(alpha=3, discount=0.99, q_agg="mean"),
-    "antmaze-large-diverse-v2": dict(alpha=3, discount=0.99, q_agg="mean"),
-    "pen-human-v1": dict(alpha=10_000, discount=0.99, q_agg="min"),
-    "pen-cloned-v1": dict(alpha=10_000, discount=0.99, q_agg="min"),
-    "pen-expert-v1": dict(alpha=3_000, discount=0.99, q_agg="min"),
-    "door-human-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-    "door-cloned-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-    "door-expert-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-    "hammer-human-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-    "hammer-cloned-v1": dict(alpha=10_000, discount=0.99, q_agg="min"),
-    "hammer-expert-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-    "relocate-human-v1": dict(alpha=10_000, discount=0.99, q_agg="min"),
-    "relocate-cloned-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-    "relocate-expert-v1": dict(alpha=30_000, discount=0.99, q_agg="min"),
-}
-PRESETS |= {env: dict(preset, steps=500_000) for env, preset in D4RL.items()}
-
-# Ours, not the paper's: small problems for a laptop.
-BANDIT = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, alpha=1,
-    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
-)  # fmt: skip
-POINTMAZE = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min", alpha=0.5,
-    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
-)  # fmt: skip
-PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
-
-# ----------------------------------------------------------------------------------------------------------- networks
+# ------------------------------------------------------------------------------------------------------------- networks
 
 
 class Actor(MLP):
@@ -129,7 +84,7 @@ class Flow(MLP):
         return super().__call__(jnp.concatenate([observations, x, t], axis=-1))
 
 
-# --------------------------------------------------------------------------------------------------------------- flow
+# ----------------------------------------------------------------------------------------------------------------- flow
 
 
 def interpolate(noise: jax.Array, actions: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,7 +109,7 @@ def integrate_flow(
     return jnp.clip(x, -1, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------- critic
+# --------------------------------------------------------------------------------------------------------------- critic
 
 
 def td_loss(
@@ -170,7 +125,7 @@ def td_loss(
     return jnp.mean((q - target) ** 2)
 
 
-# -------------------------------------------------------------------------------------------------------------- agent
+# ---------------------------------------------------------------------------------------------------------------- agent
 
 
 class TrainState(NamedTuple):
@@ -184,17 +139,14 @@ class TrainState(NamedTuple):
 
 
 class Agent(NamedTuple):
-    init: Callable
-    update: Callable
-    act: Callable
+    init: Callable  # (key) -> state
+    update: Callable  # (state, batch) -> (state, metrics), one gradient step
+    act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
+    losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 
 
 def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
-    """The algorithm as three pure functions.
-
-    init(key) -> state; update(state, batch) -> (state, metrics), one gradient step;
-    act(state, observations (B, S), key) -> actions (B, A) in [-1, 1].
-    """
+    """The algorithm as pure functions. Numbers that only enter arithmetic (discount, ...) may be traced arrays."""
     actor = Actor(args.hidden_dims, action_dim)
     flow = Flow(args.hidden_dims, action_dim)
     critic = Critic(args.hidden_dims)
@@ -271,43 +223,87 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
     def act(state, observations, key):
         return sample_actions(state.params["actor"], observations, key)
 
-    return Agent(init, update, act)
+    return Agent(init, update, act, {"critic": critic_loss, "actor": actor_loss})
 
 
-# --------------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------------------------- training
 
 
-def main(args: Args) -> None:
+def train_chunk(
+    agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
+    and the mean of each metric over them."""
+
+    def step(state, _):
+        key, batch_key = jax.random.split(state.key)
+        batch = sample(buffer, batch_key, batch_size)
+        return agent.update(state._replace(key=key), batch)
+
+    state, metrics = jax.lax.scan(step, state, length=num_updates)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def main(args: Args) -> Path:
+    """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
+    args = cli.prepare(args)
     dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    cli.say(dataset.summary())
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
-    def train_chunk(state, buffer):
-        """`log_every` updates in one program; returns the mean of each metric."""
+    def train_interval(state, buffer):
+        return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            batch = sample(buffer, batch_key, args.batch_size)
-            return agent.update(state._replace(key=key), batch)
-
-        state, metrics = jax.lax.scan(step, state, length=args.log_every)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    with runs.Run(args, dataset) as run, Evaluator(args, dataset, agent.act) as evaluate:
+    with Evaluator(args, dataset.make_env, agent.act) as evaluate:
         # A leading axis of seeds everywhere; the dataset is shared.
-        state = run.restore(jax.vmap(agent.init)(runs.seed_keys(args)))
-        state, buffer = runs.place(state, make_buffer(dataset))
-        train = run.compile(jax.vmap(train_chunk, in_axes=(0, None)), state, buffer)
-        while True:
-            if run.evaluation_due():
-                run.log_evaluation(evaluate(state, run.step, run.stopping))
-            if run.stopping() or run.step >= args.steps:
-                break
-            state, metrics = train(state, buffer)
-            run.log(metrics)
-            if run.save_due():
-                run.save(state)
-        run.finish(state)
+        state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+        train, metric_names = compile_over_seeds(train_interval, state, buffer)
+        with Run(args, dataset, metric_names) as run:
+            state = run.restore(state)
+            while True:
+                if run.evaluation_due():
+                    run.log_evaluation(evaluate(state, run.step, run.stopping))
+                if run.stopping() or run.step >= args.steps:
+                    break
+                state, metrics, seconds = train(state, buffer)
+                run.log(metrics, seconds)
+                if run.save_due():
+                    run.save(state)
+            return run.finish(state)
+
+
+# -------------------------------------------------------------------------------------------------------------- presets
+
+# Chosen by --env; a flag on the command line wins. The commands in the README of the authors' code (commit 719d044).
+PRESETS = {
+    "antmaze-large-navigate": dict(alpha=10, discount=0.99, q_agg="min"),
+    "antmaze-giant-navigate": dict(alpha=10, discount=0.995, q_agg="min"),
+    "humanoidmaze-medium-navigate": dict(alpha=30, discount=0.995, q_agg="mean"),
+    "humanoidmaze-large-navigate": dict(alpha=30, discount=0.995, q_agg="mean"),
+    "antsoccer-arena-navigate": dict(alpha=10, discount=0.995, q_agg="mean"),
+    "cube-single-play": dict(alpha=300, discount=0.99, q_agg="mean"),
+    "cube-double-play": dict(alpha=300, discount=0.99, q_agg="mean"),
+    "scene-play": dict(alpha=300, discount=0.99, q_agg="mean"),
+    "puzzle-3x3-play": dict(alpha=1000, discount=0.99, q_agg="mean"),
+    "puzzle-4x4-play": dict(alpha=1000, discount=0.99, q_agg="mean"),
+}
+
+# Ours, not the paper's: small problems for a laptop.
+BANDIT = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, alpha=1,
+    steps=4_000, log_every=500, eval_every=1_000, save_every=1_000, eval_episodes=1_000,
+)  # fmt: skip
+POINTMAZE = dict(
+    hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min", alpha=0.5,
+    steps=60_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
+)  # fmt: skip
+PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
+
+
+def args_for(env: str, **changes: Any) -> Args:
+    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", alpha=3)."""
+    return cli.with_preset(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Args, PRESETS)
+    cli.launch(main, Args, PRESETS)

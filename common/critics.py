@@ -1,18 +1,19 @@
-"""The networks that FQL, DROL and DriftQL share: an MLP and an ensemble of Q networks. Definitions only: what a critic
-is trained on stands in each script."""
+"""The networks that all scripts build on: an MLP and an ensemble of Q networks. Definitions only: what a critic is
+trained on stands in each script."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 # Glorot uniform by another name; biases start at zero.
-kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 class MLP(nn.Module):
-    """Dense -> GELU (tanh approximation) -> LayerNorm (optional) per hidden layer, then one linear layer.
+    """Dense -> activation (GELU in its tanh approximation) -> LayerNorm (optional) per hidden layer, then one linear
+    layer.
 
     LayerNorm comes after the activation, as in the authors' code (the papers print it before).
     """
@@ -20,14 +21,16 @@ class MLP(nn.Module):
     hidden_dims: Sequence[int]
     output_dim: int
     layer_norm: bool = False
+    activation: Callable = nn.gelu
+    kernel_init: Callable = fan_avg
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.hidden_dims:
-            x = nn.gelu(nn.Dense(size, kernel_init=kernel_init)(x))
+            x = self.activation(nn.Dense(size, kernel_init=self.kernel_init)(x))
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
-        return nn.Dense(self.output_dim, kernel_init=kernel_init)(x)
+        return nn.Dense(self.output_dim, kernel_init=self.kernel_init)(x)
 
 
 class Critic(nn.Module):
@@ -35,16 +38,14 @@ class Critic(nn.Module):
 
     hidden_dims: Sequence[int]
     num_critics: int = 2
+    layer_norm: bool = True
+    activation: Callable = nn.gelu
+    kernel_init: Callable = fan_avg
 
     @nn.compact
     def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
         ensemble = nn.vmap(
-            MLP,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=None,
-            out_axes=0,
-            axis_size=self.num_critics,
+            MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=self.num_critics
         )
         inputs = jnp.concatenate([observations, actions], axis=-1)
-        return ensemble(self.hidden_dims, 1, layer_norm=True)(inputs).squeeze(-1)
+        return ensemble(self.hidden_dims, 1, self.layer_norm, self.activation, self.kernel_init)(inputs).squeeze(-1)

@@ -9,12 +9,14 @@ the result. Workers need NumPy and MuJoCo only; JAX is imported where the policy
 import math
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from common.datasets import Dataset
+from common import UserError
+from common.cli import Args
 from common.workers import Workers, receive, send, usable_cores
 
 MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes 200 MB
@@ -25,22 +27,29 @@ class Evaluator:
     """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. A context manager: leaving it ends the
     workers, and they end by themselves when this process dies.
 
-    act(state, observations (B, S), key) -> actions (B, A); `state` has a leading axis of seeds.
+    make_env makes one environment, and can be sent to another process; act(state, observations (B, S), key) -> actions
+    (B, A), and `state` has a leading axis of seeds. Raises UserError if --capture-video cannot film here.
     """
 
-    def __init__(self, args, dataset: Dataset, act: Callable):
+    def __init__(self, args: Args, make_env: Callable[..., gymnasium.Env], act: Callable):
+        import jax  # not at the top: the workers import this module
+
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
-        self.episodes, self.progress = args.eval_episodes, args.progress
+        self.episodes, self.progress, self.make_env = args.eval_episodes, args.progress, make_env
         self.film_at = args.steps if args.capture_video else None
-        self.observation_dim = dataset.observation_dim
+        if args.capture_video:
+            play_film(make_env, lambda observation, tick: 0.0, 0, ticks=1)
         rounds = math.ceil(self.episodes * len(self.seeds) / MAX_LANES)
         self.lanes = math.ceil(self.episodes / rounds)  # per seed
-        self.act = self._compile(act)
 
+        def act_one(state, observation, key, tick):
+            return act(state, observation[None], jax.random.fold_in(key, tick))[0]
+
+        self.act = jax.jit(jax.vmap(jax.vmap(act_one, in_axes=(None, 0, 0, 0))))
         total = self.lanes * len(self.seeds)
         num_workers = min(args.eval_workers or usable_cores(), total)
         self.slices = [slice(x[0], x[-1] + 1) for x in np.array_split(np.arange(total), num_workers)]
-        self.workers = Workers(_work, [(dataset.make_env, part.stop - part.start) for part in self.slices])
+        self.workers = Workers(_work, [(make_env, part.stop - part.start) for part in self.slices])
 
     def __enter__(self):
         return self
@@ -48,22 +57,21 @@ class Evaluator:
     def __exit__(self, *_):
         self.workers.__exit__()
 
-    def __call__(self, state, step: int, stopping: Callable[[], bool] = lambda: False) -> dict | None:
+    def __call__(self, state: Any, step: int, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         """Results at training step `step`: arrays (seeds, episodes) named success, return, length and support (where
-        the environment reports it); `paths`, the xy positions of each episode of the first seed; `film`, frames of one
-        episode after the last step with --capture-video, or why there are none. None if `stopping()` became true on the
-        way. Raises RuntimeError with the worker's traceback if an environment fails.
+        the environment reports it); `paths`, the xy positions of each episode of the first seed; `film`, frames of its
+        first episode after the last step with --capture-video. None if `stopping()` became true on the way.
+
+        Raises RuntimeError with the worker's traceback if an environment fails, UserError if a worker was killed.
         """
         keys = self._episode_keys(step)  # (seeds, episodes, 2)
         queues = [list(range(lane, self.episodes, self.lanes)) for _ in self.seeds for lane in range(self.lanes)]
         owner = np.repeat(np.arange(len(self.seeds)), self.lanes)  # lane -> seed
         environment_seeds = [
-            [_environment_seed(self.seeds[owner[lane]], step, episode) for episode in queue]
+            [environment_seed(self.seeds[owner[lane]], step, episode) for episode in queue]
             for lane, queue in enumerate(queues)
         ]
-        film = [step == self.film_at and part.start == 0 for part in self.slices]
-        self._send([("start", environment_seeds[part], f) for part, f in zip(self.slices, film)])
-        observations = np.concatenate(self._receive())
+        observations = np.concatenate(self._ask([("start", environment_seeds[part]) for part in self.slices]))
         position = np.zeros(len(queues), int)  # in the lane's queue
         tick = np.zeros(len(queues), np.int32)  # in the episode
         active = np.ones(len(queues), bool)
@@ -77,53 +85,50 @@ class Evaluator:
                 if stopping():
                     return None
                 episode = [queue[min(p, len(queue) - 1)] for queue, p in zip(queues, position)]
-                actions = self.act(
-                    state,
-                    observations.reshape(*shape, -1),
-                    keys[owner, episode].reshape(*shape, -1),
-                    tick.reshape(shape),
-                )
+                lane_keys = keys[owner, episode].reshape(*shape, -1)
+                actions = self.act(state, observations.reshape(*shape, -1), lane_keys, tick.reshape(shape))
                 actions = np.asarray(actions).reshape(len(queues), -1)
-                self._send([("step", actions[part]) for part in self.slices])
-                replies = self._receive()
+                replies = self._ask([("step", actions[part]) for part in self.slices])
                 observations = np.concatenate([reply[0] for reply in replies])
                 done = np.concatenate([reply[1] for reply in replies])
                 tick = np.where(done, 0, tick + 1).astype(np.int32)
                 position += done
                 active &= position < [len(queue) for queue in queues]
                 bar.update(int(done.sum()))
-        self._send([("results",)] * len(self.slices))
-        replies = self._receive()
-        results = self._gather([lane for reply in replies for lane in reply[0]])
-        return results | {"film": replies[0][1]}
+        records = [lane for reply in self._ask([("results", None)] * len(self.slices)) for lane in reply]
+        results = self._gather(records)
+        if step == self.film_at:
 
-    def _gather(self, records: list[list[dict]]) -> dict:
+            def choose(observation, tick):
+                inputs = (
+                    np.broadcast_to(observation, (*shape, len(observation))),
+                    np.broadcast_to(keys[0, 0], (*shape, 2)),
+                )
+                return np.asarray(self.act(state, *inputs, np.full(shape, tick, np.int32)))[0, 0]
+
+            results["film"] = play_film(self.make_env, choose, environment_seed(self.seeds[0], step, 0))
+        return results
+
+    def _gather(self, records: list[list[dict]]) -> dict[str, Any]:
         """Per lane and episode -> per seed and episode."""
         by_episode = [
             [records[i * self.lanes + e % self.lanes][e // self.lanes] for e in range(self.episodes)]
             for i in range(len(self.seeds))
         ]
         names = [name for name in (*INFO, "return", "length") if name in by_episode[0][0]]
-        results = {name: np.array([[r[name] for r in row] for row in by_episode], np.float64) for name in names}
-        return results | {"paths": [r["path"] for r in by_episode[0]]}
+        results: dict[str, Any] = {
+            name: np.array([[r[name] for r in row] for row in by_episode], np.float64) for name in names
+        }
+        return results | {"paths": [r["path"] for r in by_episode[0]], "film": None}
 
-    def _send(self, messages: list) -> None:
+    def _ask(self, messages: list[tuple]) -> list:
+        """One message to each worker, and the answer of each."""
         for pipe, message in zip(self.workers.pipes, messages):
             send(pipe, message)
-
-    def _receive(self) -> list:
         return [receive(pipe) for pipe in self.workers.pipes]
 
-    def _compile(self, act: Callable) -> Callable:
-        import jax
-
-        def act_one(state, observation, key, tick):
-            return act(state, observation[None], jax.random.fold_in(key, tick))[0]
-
-        return jax.jit(jax.vmap(jax.vmap(act_one, in_axes=(None, 0, 0, 0))))
-
     def _episode_keys(self, step: int) -> np.ndarray:
-        import jax
+        import jax  # as above
 
         def key(seed, episode):
             # The first number keeps these apart from the training keys, which are split from the same seed.
@@ -134,8 +139,36 @@ class Evaluator:
         return np.asarray(keys(np.array(self.seeds)))
 
 
-def _environment_seed(seed: int, step: int, episode: int) -> int:
+def environment_seed(seed: int, step: int, episode: int) -> int:
+    """Of the environment of one episode of one evaluation."""
     return int(np.random.SeedSequence([seed, step, episode]).generate_state(1)[0])
+
+
+def play_film(
+    make_env: Callable[..., gymnasium.Env], act: Callable, seed: int, ticks: int | None = None
+) -> list[np.ndarray]:
+    """Every fourth frame of an episode, or of its first `ticks` steps. act(observation (S,), tick) -> action (A,), or one
+    number for all. Raises UserError if there is no way to film."""
+    try:
+        env = make_env(render_mode="rgb_array")
+        lane, frames = Lane(env), []
+        observation, done = lane.start([seed]), False
+        while not done and (ticks is None or len(lane.rewards) < ticks):
+            action = np.broadcast_to(
+                np.asarray(act(observation, len(lane.rewards)), np.float32), env.action_space.shape
+            )
+            if len(lane.rewards) % 4 == 0:
+                frames.append(np.asarray(env.render()))
+            observation, done = lane.step(action)
+        env.close()
+    except Exception as error:  # each of MuJoCo's renderers has its own
+        raise UserError(
+            f"--capture-video cannot film here ({type(error).__name__}: {error}); without a screen, try MUJOCO_GL=egl, or "
+            f"MUJOCO_GL=osmesa for rendering without a GPU."
+        ) from None
+    if frames[0].ndim != 3:
+        raise UserError("--capture-video: this environment has no pictures.")
+    return frames
 
 
 # ------------------------------------------------------------------------------------------------------------- worker
@@ -143,61 +176,36 @@ def _environment_seed(seed: int, step: int, episode: int) -> int:
 
 def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
     """Answers until the pipe ends: start (episode seeds of each lane), step (an action for each lane), results."""
-    lanes: list[Lane] = []
-    camera = Camera()
+    lanes = [Lane(make_env()) for _ in range(num_lanes)]
     while True:
-        command, *message = pipe.recv()
+        command, message = pipe.recv()
         if command == "start":
-            lanes = lanes or [Lane(make_env()) for _ in range(num_lanes)]
-            seeds, film = message
-            if film:
-                lanes[0] = Lane(make_env(render_mode="rgb_array"), camera)
-            pipe.send(np.stack([lane.start(queue) for lane, queue in zip(lanes, seeds)]))
+            pipe.send(np.stack([lane.start(queue) for lane, queue in zip(lanes, message)]))
         elif command == "step":
-            observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, *message)))
+            observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, message)))
             pipe.send((np.stack(observations), np.array(done)))
         else:
-            pipe.send(([lane.records for lane in lanes], camera.film))
-
-
-class Camera:
-    """Every fourth frame of one episode, or why there is none: a machine without a graphics library is no reason to
-    lose a run."""
-
-    def __init__(self):
-        self.film: list[np.ndarray] | str | None = None
-
-    def shoot(self, env: gymnasium.Env, step: int) -> None:
-        self.film = [] if self.film is None else self.film
-        if isinstance(self.film, str) or step % 4:
-            return
-        try:
-            frame = env.render()
-        except Exception as error:
-            self.film = f"{type(error).__name__}: {error}"
-            return
-        self.film = "this environment has no pictures" if frame is None else [*self.film, np.asarray(frame)]
+            pipe.send([lane.records for lane in lanes])
 
 
 class Lane:
-    """One environment that plays a list of seeded episodes, one after the other; `camera` films the first."""
+    """One environment that plays a list of seeded episodes, one after the other."""
 
-    def __init__(self, env: gymnasium.Env, camera: Camera | None = None):
-        self.env, self.camera = env, camera
+    def __init__(self, env: gymnasium.Env):
+        self.env = env
 
     def start(self, seeds: list[int]) -> np.ndarray:
+        """Begins the first episode; returns its observation."""
         self.seeds, self.records = seeds, []
         return self._reset()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """One step, and whether it ended an episode; the next one starts at once. After the last, zeros and False."""
-        if self._finished():
+        if len(self.records) == len(self.seeds):
             return np.zeros(self.env.observation_space.shape, np.float32), False
         np.random.set_bit_generator(self.global_random)
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.rewards.append(float(reward))
-        if self.camera is not None and not self.records:
-            self.camera.shoot(self.env, len(self.rewards))
         if "xy" in info:
             self.path.append(info["xy"][:2])
         if not (terminated or truncated):
@@ -207,11 +215,8 @@ class Lane:
         self.records.append(record)
         return self._reset(), True
 
-    def _finished(self) -> bool:
-        return len(self.records) == len(self.seeds)
-
     def _reset(self) -> np.ndarray:
-        if self._finished():
+        if len(self.records) == len(self.seeds):
             return np.zeros(self.env.observation_space.shape, np.float32)
         seed = self.seeds[len(self.records)]
         # OGBench also draws from NumPy's global generator, so each episode brings its own.

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
+from common import UserError
+
 
 class Workers:
     """One process per tuple in `arguments`, each running target(pipe, *arguments). A context manager: leaving it closes
@@ -20,7 +22,7 @@ class Workers:
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.Process] = []
         context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
-        with _main_module_hidden():
+        with _main_module_hidden(), _signals_held_back():
             for its_arguments in arguments:
                 here, there = context.Pipe()
                 process = context.Process(target=_run, args=(target, there, *its_arguments), daemon=True)
@@ -49,12 +51,12 @@ def send(pipe: Connection, message) -> None:
 
 
 def receive(pipe: Connection):
-    """The worker's next message. Raises RuntimeError, with the worker's traceback if there is one, if it failed or
-    died."""
+    """The worker's next message. Raises RuntimeError with the worker's traceback if it failed, UserError if it was
+    killed."""
     try:
         message = pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise RuntimeError("a worker process died; is the memory full? Try fewer of them") from None
+        raise UserError("a worker process died; is the memory full? Try fewer of them (--eval-workers).") from None
     if isinstance(message, _Failure):
         raise RuntimeError(f"a worker process failed:\n{message}")
     return message
@@ -72,7 +74,7 @@ class _Failure(str):
 def _run(target: Callable, pipe: Connection, *arguments) -> None:
     # Ctrl-C and a batch system's SIGTERM reach the whole process group; when to stop is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # they were held back up to here
     warnings.filterwarnings("ignore", module="gymnasium")  # of OGBench's own spaces, once per process
     try:
         target(pipe, *arguments)
@@ -81,6 +83,19 @@ def _run(target: Callable, pipe: Connection, *arguments) -> None:
     except Exception:
         with contextlib.suppress(OSError):
             pipe.send(_Failure(traceback.format_exc()))
+
+
+@contextlib.contextmanager
+def _signals_held_back():
+    """A new process inherits what is held back, so that no Ctrl-C reaches it before it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from common.pictures import COLORS
+
 from common.buffers import make_buffer, sample
 from common.datasets import BANDITS, load_dataset
-from common.pictures import COLORS
 
 ROOT = Path(__file__).parent.parent
 TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}

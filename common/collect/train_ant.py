@@ -1,12 +1,12 @@
-"""Trains the directional ant policy that `common/collect.py` collects antmaze data with. Soft actor-critic
+"""Trains the directional ant policy that antmaze data are collected with. Soft actor-critic
 (arXiv 1812.05905) by OGBench's recipe (arXiv 2410.20092, appendix): `online-ant-v0` without its position, plus a unit
 direction; the reward is the way gone in that direction, in metres.
 
-    python tools/train_ant_expert.py --out ant_expert.npz                     # OGBench's recipe, 400,000 updates
-    python tools/train_ant_expert.py --out ant_expert.npz --updates 200000 --num-envs 4 --learning-rate 3e-4 \\
+    python -m common.collect.train_ant --out ant_expert.npz                     # OGBench's recipe, 400,000 updates
+    python -m common.collect.train_ant --out ant_expert.npz --updates 200000 --num-envs 4 --learning-rate 3e-4 \\
         --resample-interval 50
 
-The second command made `common/assets/ant_expert.npz`, in 34 minutes on one core. A file is saved every `--eval-every`
+The second command made `ant_expert.npz`, which stands beside this file, in 34 minutes on one core. A file is saved every `--eval-every`
 updates, always whole: Dense_0 to Dense_2 of tanh(Dense_2(gelu(Dense_1(gelu(Dense_0(observation, direction)))))),
 29 -> 256 -> 256 -> 8, and Dense_3, the log standard deviation. Different from the recipe: the critics have LayerNorm
 (they are those of the scripts), and an episode never terminates, because it does not in the mazes: the ant has to get
@@ -14,7 +14,6 @@ up again.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +25,6 @@ import numpy as np
 import optax
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common.critics import MLP, Critic
 

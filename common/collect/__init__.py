@@ -1,0 +1,219 @@
+"""Collects OGBench datasets on this machine, with OGBench's environments, scripted policies and procedures
+(arXiv 2410.20092, appendix), for where its download host cannot be reached.
+
+    python -m common.collect antmaze-large-navigate
+    python -m common.collect cube-double-play --episodes 100 --p-random-action 0.2 --out data
+
+Writes three files: the data in OGBench's format (`observations`, `actions`, `terminals`, `qpos`, `qvel`, for scenes
+and puzzles `button_states`; a row is the state and the action taken in it), `-val.npz` with a tenth of the episodes
+more, and `.json` with how they were made. They are not the official files: other random numbers, and in antmazes
+another ant policy (train_ant.py). An episode's procedure stands in procedures.py.
+
+The arrays do not depend on the number of workers. No JAX: the workers import this.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common import UserError
+from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seeded, procedure
+from common.environments import PHYSICS
+from common.transitions import sha256
+from common.workers import Workers, receive, send, usable_cores
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two runs that start together may collect the same there
+    fcntl = None
+
+CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
+
+
+def collect(
+    name: str,
+    folder: Path,
+    episodes: int | None = None,
+    seed: int = 0,
+    p_random_action: float = 0.0,
+    workers: int | None = None,
+) -> Path:
+    """Path of the collected training file, which is made if it is not there yet.
+
+    name: short OGBench name. folder: made if need be. episodes: for training, None is OGBench's number. workers:
+        processes, None is one per core.
+
+    Raises UserError for a dataset that cannot be collected, senseless numbers, a folder that cannot be written,
+    or a full disk.
+    """
+    plan = procedure(name)
+    episodes = plan.episodes if episodes is None else episodes
+    if episodes < 1 or (workers is not None and workers < 1) or seed < 0:
+        raise UserError("the numbers of episodes and workers must be positive, the seed 0 or more.")
+    if not 0 <= p_random_action <= 1:
+        raise UserError(f"--p-random-action {p_random_action} must lie between 0 and 1.")
+    noise = f"-random{p_random_action:g}" if p_random_action else ""
+    path = folder / f"{name}-{episodes}-episodes-seed{seed}{noise}.npz"
+    with _collecting_alone(path):
+        if path.exists():
+            return path
+        began = time.monotonic()
+        validation = max(1, episodes // 10)
+        number = min(workers or usable_cores(), episodes + validation)
+        print(
+            f"collect {name}: {episodes:,} + {validation:,} episodes of {plan.steps:,} rows on {number} cores",
+            flush=True,
+        )
+        arrays, reached = _collect_episodes(name, episodes + validation, seed, p_random_action, number, path)
+        seconds = time.monotonic() - began
+        rows = episodes * plan.steps
+        parts = {
+            _validation_path(path): {key: x[rows:] for key, x in arrays.items()},
+            path: {key: x[:rows] for key, x in arrays.items()},
+        }
+        record = {
+            "name": name,
+            "source": "collected on this machine, not OGBench's official file",
+            "procedure": plan.description,
+            "episodes": episodes,
+            "official_episodes": plan.episodes,
+            "validation_episodes": validation,
+            "rows_per_episode": plan.steps,
+            "seed": seed,
+            "p_random_action": p_random_action,
+            "goals_reached_per_episode": round(float(reached.mean()), 3),
+            "ant_expert_sha256": sha256(ANT_EXPERT) if name.startswith("antmaze") else None,
+            "physics": PHYSICS,
+            "versions": {p: importlib.metadata.version(p) for p in ("ogbench", "mujoco", "gymnasium", "numpy")}
+            | {"python": platform.python_version()},
+            "sha256": {},
+        }
+        with _disk_errors(folder):
+            for file, contents in parts.items():
+                with open(_temporary(file), "wb") as stream:
+                    np.savez_compressed(stream, **contents)
+                record["sha256"][file.name] = sha256(_temporary(file))
+            _temporary(_record_path(path)).write_text(json.dumps(record, indent=2) + "\n")
+            for file in (_record_path(path), *parts):  # the training file last: where it is, all are
+                os.replace(_temporary(file), file)
+        print(
+            f"        {len(reached) / seconds:.2f} episodes/s, {len(reached) * plan.steps / seconds:,.0f} steps/s, "
+            f"{reached.mean():.2f} goals reached per episode"
+        )
+    return path
+
+
+def read_record(path: Path, digest: str) -> dict | None:
+    """What the JSON beside a collected file says, or None if the file is not a collected one. Raises UserError if the
+    two do not belong together. digest: the file's sha256."""
+    try:
+        record = json.loads(_record_path(path).read_text())
+        expected = record["sha256"][path.name]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{_record_path(path)} is damaged; delete it and {path.name} to collect again.") from None
+    if digest != expected:
+        raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
+    return record
+
+
+def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
+    """Arrays of all episodes in order, (total * steps, ...), and the goals reached in each, (total,)."""
+    arrays, reached = {}, np.zeros(total, int)
+    waiting = iter(range(total))
+    bar = tqdm(total=total, desc=f"collect {name}", unit="episode", smoothing=0.05, disable=None)
+    with Workers(_work, [(name, seed, p_random_action)] * num_workers) as workers, bar:
+        for pipe in workers.pipes:
+            send(pipe, next(waiting))
+        busy = set(workers.pipes)
+        while busy:
+            for pipe in wait(list(busy)):
+                index, episode, reached[index] = receive(pipe)
+                if not arrays:
+                    arrays = {key: np.empty((total, *x.shape), x.dtype) for key, x in episode.items()}
+                    _check_space(path.parent, sum(x.nbytes for x in arrays.values()))
+                for key, x in episode.items():
+                    arrays[key][index] = x
+                bar.update()
+                following = next(waiting, None)
+                if following is None:
+                    busy.discard(pipe)
+                else:
+                    send(pipe, following)
+    return {key: x.reshape(-1, *x.shape[2:]) for key, x in arrays.items()}, reached
+
+
+def _work(pipe: Connection, name: str, seed: int, p_random_action: float) -> None:
+    """Answers the number of an episode with the episode, until the pipe ends."""
+    play = make_episode_player(name)
+    while True:
+        index = pipe.recv()
+        pipe.send((index, *play_seeded(play, seed, index, p_random_action)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def _collecting_alone(path: Path) -> Iterator[None]:
+    """Makes the folder and lets one process at a time collect `path`; the others wait and then find it. Temporary files
+    do not survive."""
+    with _disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_name(f".{path.stem}.lock"), "w")
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is collecting {path.name}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        for file in (_record_path(path), _validation_path(path), path):
+            _temporary(file).unlink(missing_ok=True)
+        lock.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the collected data to {folder}: {error.strerror or error}. Name another folder with "
+            f"--data-dir (scripts) or --out (common.collect)."
+        ) from None
+
+
+def _check_space(folder: Path, size: int) -> None:
+    """A full disk is better found at the first episode than after the last."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder} has {free / 1e6:,.1f} MB free and the data need {size / 1e6:,.1f} MB; collect fewer episodes, or "
+            f"name another folder with --data-dir (scripts) or --out (common.collect)."
+        )
+
+
+def _validation_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-val.npz")
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")

@@ -1,0 +1,135 @@
+"""The pictures of a run. Plots need matplotlib (extra `plot`); what cannot be drawn is a line that says why."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from common.environments import BANDITS
+
+COLORS = {"wall": "0.75", "data": "0.6", "policy": "#0072b2", "goal": "#d55e00"}
+
+
+def draw_run(
+    directory: Path,
+    result: dict[str, Any],
+    make_env: Callable[..., gymnasium.Env],
+    rollouts: dict[str, Any],
+    data: np.ndarray | None,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """curve.png, rollouts.png and film.gif, as far as there is something to draw. Returns what was drawn. Nothing that
+    goes wrong here is raised: the run has its result.
+
+    result: of result.json; rollouts: of an Evaluator, `paths` and `film`; data: actions (N, 2) of a bandit's dataset.
+    """
+    drawn = []
+    for name, draw in (
+        ("curve.png", lambda path: draw_curve(path, directory.name, result["evaluations"], result["seeds"])),
+        ("rollouts.png", lambda path: draw_rollouts(path, result, make_env, rollouts["paths"], data)),
+        ("film.gif", lambda path: save_film(path, rollouts["film"])),
+    ):
+        try:
+            if draw(directory / name):
+                drawn.append(directory / name)
+        except Exception as error:  # a full disk, no matplotlib, a renderer: all the same here
+            say(f"no {name}: {error}")
+            (directory / name).unlink(missing_ok=True)
+    return drawn
+
+
+def draw_curve(path: Path, title: str, evaluations: list[dict], seeds: list[int]) -> bool:
+    """Success (or return) over training, one line per seed and their mean."""
+    plt = pyplot()
+    name = "success" if "success" in evaluations[0] else "return"
+    steps = [evaluation["step"] for evaluation in evaluations]
+    values = np.array([evaluation[name] for evaluation in evaluations])  # (evaluations, seeds)
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for i in range(len(seeds)):
+        axes.plot(steps, values[:, i], color=COLORS["policy"], alpha=0.35 if len(seeds) > 1 else 1, lw=1.2, marker=".")
+    if len(seeds) > 1:
+        axes.plot(steps, values.mean(axis=1), color=COLORS["policy"], lw=2.5, label=f"mean of {len(seeds)} seeds")
+        axes.legend(frameon=False)
+    if name == "success":
+        axes.set_ylim(-0.03, 1.03)
+    axes.set(xlabel="gradient steps", ylabel=name, title=title)
+    axes.title.set_fontsize(8)
+    axes.grid(alpha=0.3)
+    return _save(plt, figure, path)
+
+
+def draw_rollouts(
+    path: Path,
+    result: dict[str, Any],
+    make_env: Callable[..., gymnasium.Env],
+    paths: list[np.ndarray],
+    data: np.ndarray | None = None,
+) -> bool:
+    """The last evaluation of the first seed. On a bandit: the data and the policy's actions. In a maze: where each
+    episode went. False for other environments.
+
+    result: names `env` and `task`; paths: xy positions (T, 2) of each episode; data: actions (N, 2).
+    """
+    name, task = result["env"], result["task"]
+    if not len(paths) or not len(paths[0]):
+        return False
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(5, 5))
+    if name in BANDITS:
+        if data is not None:
+            axes.scatter(*data[:2000].T, s=3, c=COLORS["data"], label="data")
+        axes.scatter(*np.concatenate(paths).T, s=5, c=COLORS["policy"], alpha=0.6, label="policy")
+        for center, mean in zip(*BANDITS[name][:2]):
+            axes.annotate(f"reward {mean:g}", center, (0, 16), textcoords="offset points", ha="center")
+        axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), title=f"{name}: data and policy")
+    else:
+        env = make_env()
+        maze: Any = env.unwrapped
+        if not hasattr(maze, "maze_map"):
+            plt.close(figure)
+            env.close()
+            return False
+        env.reset(seed=0)
+        for i, j in np.argwhere(maze.maze_map == 1):
+            x, y = maze.ij_to_xy((i, j))
+            axes.add_patch(plt.Rectangle((x - 2, y - 2), 4, 4, color=COLORS["wall"], lw=0))
+        for trajectory in paths:
+            axes.plot(*trajectory.T, color=COLORS["policy"], lw=0.8, alpha=0.5)
+            axes.plot(*trajectory[0], ".", color=COLORS["policy"], ms=4)
+        axes.plot(*maze.cur_goal_xy, "*", color=COLORS["goal"], ms=18, label="goal")
+        axes.set(title=f"{name} task {task}: {len(paths)} episodes", xticks=[], yticks=[])
+        axes.autoscale_view()
+        env.close()
+    axes.set_aspect("equal")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
+    return _save(plt, figure, path)
+
+
+def save_film(path: Path, film: list[np.ndarray] | None) -> bool:
+    """Frames as an animated picture; False if none were asked for."""
+    if not film:
+        return False
+    import imageio.v3  # comes with ogbench, and only films need it
+
+    imageio.v3.imwrite(path, np.stack(film), duration=40, loop=0)
+    return True
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot without a screen. Raises ImportError with what to install."""
+    try:
+        import matplotlib  # optional, and a second
+    except ImportError:
+        raise ImportError("pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def _save(plt: Any, figure: Any, path: Path) -> bool:
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return True

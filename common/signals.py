@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM: the first asks a run to end well, the second ends the process."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Signals:
+    """What the first Ctrl-C or SIGTERM asks for: `number` is None before it. The second one ends the process at once.
+
+    A thread answers, because Python's handlers wait until the compiled program returns, which can take minutes.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self.handlers: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, lambda *_: None)
+        self.pipe, self.before = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._answer, args=(read,), daemon=True).start()
+
+    def _answer(self, pipe: int) -> None:
+        while number := os.read(pipe, 1):
+            if self.number is not None:
+                os._exit(128 + number[0])  # the workers end with their pipes
+            self.number = number[0]
+            message = b"\nstopping at the end of this interval; Ctrl-C again stops at once, losing what is not saved\n"
+            with contextlib.suppress(OSError):
+                os.write(2, message)
+        os.close(pipe)
+
+    def close(self) -> None:
+        """Signals mean again what they meant before."""
+        if self.handlers:
+            signal.set_wakeup_fd(self.before)
+            os.close(self.pipe)
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_end_the_process() -> Iterator[None]:
+    """For a long wait outside of Python, before there is anything to save: Python would answer after it only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
