@@ -307,7 +307,7 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 
 def args_for(env: str, **changes: Any) -> Args:
     """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", alpha=3)."""
-    return cli.with_preset(Args, PRESETS, env, changes)
+    return cli.args_for(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":

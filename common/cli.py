@@ -10,8 +10,8 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -105,16 +105,14 @@ class Args(EvaluationArgs, DataArgs, RunArgs):
             raise UserError(f"--seed {self.seed} is too large: seeds are 32-bit numbers.")
         for name in ("steps", "eval_every", "save_every"):
             if self.log_every is not None and getattr(self, name) % self.log_every:
-                flag, value = flag_of(name), getattr(self, name)
-                raise UserError(
-                    f"{flag} {value} is not a multiple of --log-every {self.log_every}; change one of the two."
-                )
+                what = f"{flag_of(name)} {getattr(self, name)}"
+                raise UserError(f"{what} is not a multiple of --log-every {self.log_every}; change one of the two.")
 
 
 A = TypeVar("A", bound=Args)
 MAY_CHANGE_ON_RESUME = ("resume", "data_dir", "eval_workers", "track", "capture_video", "progress", "steps")
 
-# --------------------------------------------------------------------------------------------------- from words to Args
+# -------------------------------------------------------------------------------------------------- from words to Args
 
 
 def launch(main: Callable[[Any], Any], args_class: type[Args], presets: dict[str, dict]) -> None:
@@ -155,7 +153,7 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     return args
 
 
-def with_preset(args_class: type[A], presets: dict[str, dict], env: str, changes: dict[str, Any]) -> A:
+def args_for(args_class: type[A], presets: dict[str, dict], env: str, changes: dict[str, Any]) -> A:
     """The arguments that `--env` gives on the command line, with these changes on top."""
     args = args_class(**{"env": env} | presets.get(_preset_name(env), {}) | changes)
     return args if "log_every" in changes else _with_log_interval(args)
@@ -175,12 +173,10 @@ def prepare(args: A) -> A:
 
 def _with_log_interval(args: A) -> A:
     """An interval that divides what is asked for. On a CPU, large networks take seconds per update: short dispatches
-    keep progress and signals responsive."""
-    usual = args.log_every
-    if usual is None:
-        import jax  # as above
+    keep progress lively."""
+    import jax  # as above
 
-        usual = 100 if jax.default_backend() == "cpu" else 5_000
+    usual = args.log_every or (100 if jax.default_backend() == "cpu" else 5_000)
     return dataclasses.replace(args, log_every=math.gcd(usual, args.steps, args.eval_every, args.save_every) or usual)
 
 
@@ -194,13 +190,14 @@ def command_line(args_class: type, argv: Sequence[str], default: Any = None, pro
     """tyro's parser, its boxed messages reduced to one line. default: values of the arguments, None is the class's own.
     `program` is what --help calls it; None is the script. Raises UserError."""
     program = program or f"{algorithm_name(args_class)}.py"
+    words = [str(int(float(word))) if re.fullmatch(r"\d+(\.\d+)?e\d+", word) else word for word in argv]  # 1e6
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box), INTEGERS:
+        with contextlib.redirect_stderr(box):
             parsed, unknown = tyro.cli(
                 tyro.conf.OmitArgPrefixes[_groups(args_class, default)],  # type: ignore[misc]
                 prog=program,
-                args=list(argv),
+                args=words,
                 description=(sys.modules[args_class.__module__].__doc__ or "").partition("\n\n")[0],
                 return_unknown_args=True,
             )
@@ -213,8 +210,7 @@ def command_line(args_class: type, argv: Sequence[str], default: Any = None, pro
         message = itertools.takewhile(lambda line: line.strip("─-╰╯"), after_title)
         raise UserError(f"{' '.join(message)} (see {program} --help)") from None
     if unknown:
-        flags = [flag_of(field.name) for field in dataclasses.fields(args_class)]
-        close = difflib.get_close_matches(unknown[0], flags, n=1)
+        close = difflib.get_close_matches(unknown[0], [flag_of(x.name) for x in dataclasses.fields(args_class)], n=1)
         hint = f"did you mean {close[0]}?" if close else f"see {program} --help."
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
     return args_class(**{name: x for group in vars(parsed).values() for name, x in vars(group).items()})
@@ -225,14 +221,13 @@ def _groups(args_class: type, default: Any) -> type:
     groups, hints = [], typing.get_type_hints(args_class, include_extras=True)
     for owner in (RunArgs, DataArgs, EvaluationArgs, args_class):
         fields = [field for field in dataclasses.fields(args_class) if field.name in owner.__annotations__]
-        if not issubclass(args_class, owner) or not fields:
+        if not fields or not issubclass(args_class, owner):
             continue
-        docs = _field_docs(owner)
-        typed = []
+        docs, typed = _field_docs(owner), []
         for field in fields:
             value = field.default if default is None else getattr(default, field.name)
-            new = dataclasses.field() if value is dataclasses.MISSING else dataclasses.field(default=value)
-            typed.append((field.name, Annotated[hints[field.name], tyro.conf.arg(help=docs.get(field.name))], new))
+            hint = Annotated[hints[field.name], tyro.conf.arg(help=docs.get(field.name))]  # type: ignore
+            typed.append((field.name, hint, dataclasses.field(default=value)))
         title = str(owner.__doc__) if owner is not args_class else "algorithm" if issubclass(owner, Args) else "options"
         group = dataclasses.make_dataclass(title, typed, kw_only=True)
         groups.append((title, Annotated[group, tyro.conf.arg(help="")]))
@@ -241,38 +236,11 @@ def _groups(args_class: type, default: Any) -> type:
 
 def _field_docs(cls: type) -> dict[str, str]:
     """The strings under the fields of a dataclass."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    pairs = itertools.pairwise(body.body) if isinstance(body, ast.ClassDef) else ()
-    return {
-        field.target.id: inspect.cleandoc(text.value.value).replace("\n", " ")
-        for field, text in pairs
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }  # fmt: skip
-
-
-INTEGERS = tyro.constructors.ConstructorRegistry()
-
-
-@INTEGERS.primitive_rule
-def _integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """1e6 is a whole number too."""
-    if info.type is not int:
-        return None
-
-    def parse_one(words: list[str]) -> int:
-        number = float(words[0])
-        if number != int(number):
-            raise ValueError(f"{words[0]} is not a whole number")
-        return int(words[0]) if words[0].lstrip("+-").isdigit() else int(number)
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=parse_one,
-        is_instance=lambda x: isinstance(x, int) and not isinstance(x, bool),
-        str_from_instance=lambda x: [str(x)],
-    )
+    docs, (body,) = {}, ast.parse(inspect.getsource(cls)).body
+    for field, text in itertools.pairwise(getattr(body, "body", [])):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(text.value)).split())
+    return docs
 
 
 def algorithm_name(args_class: type) -> str:
@@ -295,7 +263,7 @@ def say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# --------------------------------------------------------------------------------------------------- from a run to Args
+# -------------------------------------------------------------------------------------------------- from a run to Args
 
 
 def read_config(directory: str | Path) -> dict:
@@ -322,11 +290,9 @@ def args_of(args_class: type[A], directory: str | Path) -> A:
     hints = typing.get_type_hints(args_class)
     wrong = sorted(hints.keys() ^ config["args"].keys())
     if wrong:
-        raise UserError(
-            f"{directory}: made by another version of {algorithm}.py (commit {config.get('git_commit')}), which differs "
-            f"in {flag_of(wrong[0])}."
-        )
-    values = {name: tuple(x) if isinstance(x, list) else x for name, x in config["args"].items()}
+        made = f"made by another version of {algorithm}.py (commit {config.get('git_commit')})"
+        raise UserError(f"{directory}: {made}, which differs in {flag_of(wrong[0])}.")
+    values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in config["args"].items()}
     for name, value in values.items():
         if not _fits(value, hints[name]):
             raise UserError(f"{directory}: config.json has {value!r} for {flag_of(name)}.")
@@ -352,11 +318,9 @@ def _resumed_args(args_class: type[A], argv: Sequence[str], directory: str) -> A
         raise UserError(f"--resume {error}") from None
     args = command_line(args_class, argv, saved)
     for field in dataclasses.fields(args):
-        before, now = getattr(saved, field.name), getattr(args, field.name)
-        if now != before and field.name not in MAY_CHANGE_ON_RESUME:
-            raise UserError(
-                f"--resume takes {flag_of(field.name)} from the run ({before}); start a new run to change it."
-            )
+        before, flag = getattr(saved, field.name), flag_of(field.name)
+        if getattr(args, field.name) != before and field.name not in MAY_CHANGE_ON_RESUME:
+            raise UserError(f"--resume takes {flag} from the run ({before}); start a new run to change it.")
     if args.steps < saved.steps:
         raise UserError(f"--steps {args.steps} is less than the run's {saved.steps}; with --resume it can only grow.")
     args.check()

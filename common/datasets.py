@@ -1,5 +1,5 @@
-"""From an environment's name, or a file, to a `Dataset`: find or fetch the file, read it, say where it is from. What the
-arrays mean stands in transitions.py. No JAX."""
+"""From an environment's name, or a file, to a `Dataset`: find or fetch the file, read it, say where it is from. What
+the arrays mean stands in transitions.py. No JAX."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 from common import UserError
 from common.collect import CACHE_DIR, collect, read_record
 from common.collect.procedures import procedure
-from common.environments import BANDITS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
+from common.environments import BANDITS, PHYSICS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
 
 
@@ -169,7 +169,7 @@ def _read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] =
             missing = [key for key in required if key not in file]
             if missing:
                 raise UserError(f"{path} has no '{missing[0]}'; it holds {', '.join(file.files) or 'nothing'}.")
-            unpacked = sum(member.file_size for member in file.zip.infolist())
+            unpacked = sum(member.file_size for member in zipfile.ZipFile(path).infolist())
             if unpacked > _memory():
                 raise UserError(
                     f"{path} unpacks to {unpacked / 1e9:,.1f} GB; this machine has {_memory() / 1e9:,.1f} GB of memory."
@@ -194,9 +194,8 @@ def _read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] =
 
 def _memory() -> float:
     """Bytes of this machine's memory; without limit where the system does not say."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return float("inf")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else float("inf")
 
 
 def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
@@ -211,7 +210,7 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     try:
         check_arrays(path, arrays, env)
         # Adds 'rewards' and 'masks' from the positions that are stored beside the observations.
-        relabel_dataset(env.spec.id, env, arrays)
+        relabel_dataset(env.spec.id, env, arrays)  # type: ignore[union-attr]
     finally:
         env.close()
     rows = np.flatnonzero(arrays["terminals"] == 0).astype(np.int32)
@@ -227,6 +226,8 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
             f"published ones.",
             file=sys.stderr,
         )
+        if record.get("physics") != PHYSICS:
+            print("NOTE    They were collected with another MuJoCo, or other contact margins, than run here.")
     elif _was_downloaded(path, digest):
         source = "official"
     else:

@@ -6,6 +6,7 @@ import difflib
 import re
 import tempfile
 import warnings
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -14,7 +15,7 @@ import numpy as np
 from common import UserError
 
 # Domain -> sizes, kinds of data. Singletask versions exist for all of these in ogbench >= 1.2.
-OGBENCH = {
+OGBENCH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pointmaze": (("medium", "large", "giant", "teleport"), ("navigate", "stitch")),
     "antmaze": (("medium", "large", "giant", "teleport"), ("navigate", "stitch", "explore")),
     "humanoidmaze": (("medium", "large", "giant"), ("navigate", "stitch")),
@@ -24,10 +25,11 @@ OGBENCH = {
     "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
 }
 OGBENCH_NAMES = [
-    "-".join(part)
+    "-".join(filter(None, (domain, size, kind)))
     for domain, (sizes, kinds) in OGBENCH.items()
-    for part in ([(domain, size, kind) for size in sizes for kind in kinds] or [(domain, kind) for kind in kinds])
-    if part != ("antmaze", "giant", "explore")
+    for size in sizes or ("",)
+    for kind in kinds
+    if (domain, size, kind) != ("antmaze", "giant", "explore")
 ]
 DEFAULT_TASK = {"antsoccer": 4, "cube": 2, "scene": 2, "puzzle": 4}  # the benchmark's; 1 elsewhere
 
@@ -46,7 +48,7 @@ def resolve_name(env: str, task: int | None = None) -> tuple[str, int]:
 
     Raises UserError for a name that OGBench does not have (it suggests the closest ones), pixels, or a wrong task.
     """
-    match = re.fullmatch(r"(?P<name>.+?)(-singletask(-task(?P<task>\d+))?)?(-v0)?", env)
+    match = re.fullmatch(r"(?P<name>.*?)(-singletask(-task(?P<task>\d+))?)?(-v0)?", env, re.DOTALL)
     name = match["name"] if match else env
     if name not in OGBENCH_NAMES:
         if name.startswith(("visual-", "powderworld")):
@@ -54,7 +56,7 @@ def resolve_name(env: str, task: int | None = None) -> tuple[str, int]:
         close = close_names(name)
         hint = f"did you mean {', '.join(close)}?" if close else f"for example {OGBENCH_NAMES[0]}."
         raise UserError(f"unknown environment '{env}': {hint} For your own data add --dataset FILE.npz.")
-    if match["task"]:
+    if match and match["task"]:
         if task is not None and task != int(match["task"]):
             raise UserError(f"--env {env} names task {match['task']} and --task says {task}; give one of them.")
         task = int(match["task"])
@@ -112,7 +114,8 @@ def make_user_env(env: str, **kwargs) -> gymnasium.Env:
         space = made.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():
             raise UserError(f"--env {env} takes actions of {space}; continuous ones between bounds are needed.")
-        return gymnasium.wrappers.RescaleAction(gymnasium.wrappers.FlattenObservation(made), -1.0, 1.0)
+        flat = gymnasium.wrappers.FlattenObservation(made)
+        return gymnasium.wrappers.RescaleAction(flat, np.float32(-1), np.float32(1))
 
 
 class Bandit(gymnasium.Env):
@@ -144,7 +147,7 @@ class Bandit(gymnasium.Env):
 # -------------------------------------------------------------------------------------------------------------- physics
 
 
-def restore_contact_margins(env: gymnasium.Env) -> None:
+def restore_contact_margins(env: Any) -> None:
     """Contacts as before MuJoCo 3.5, which adds up the margins of two geoms where older versions took the larger: half
     of each is the same where both are equal. The benchmarks' data and the papers' scores are older."""
     if MARGINS_ADD_UP:

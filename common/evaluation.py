@@ -100,10 +100,7 @@ class Evaluator:
         if step == self.film_at:
 
             def choose(observation, tick):
-                inputs = (
-                    np.broadcast_to(observation, (*shape, len(observation))),
-                    np.broadcast_to(keys[0, 0], (*shape, 2)),
-                )
+                inputs = (np.broadcast_to(x, (*shape, len(x))) for x in (observation, keys[0, 0]))
                 return np.asarray(self.act(state, *inputs, np.full(shape, tick, np.int32)))[0, 0]
 
             results["film"] = play_film(self.make_env, choose, environment_seed(self.seeds[0], step, 0))
@@ -147,24 +144,22 @@ def environment_seed(seed: int, step: int, episode: int) -> int:
 def play_film(
     make_env: Callable[..., gymnasium.Env], act: Callable, seed: int, ticks: int | None = None
 ) -> list[np.ndarray]:
-    """Every fourth frame of an episode, or of its first `ticks` steps. act(observation (S,), tick) -> action (A,), or one
-    number for all. Raises UserError if there is no way to film."""
+    """Every fourth frame of an episode, or of its first `ticks` steps. act(observation (S,), tick) -> action (A,), or
+    one number for all. Raises UserError if there is no way to film."""
     try:
         env = make_env(render_mode="rgb_array")
         lane, frames = Lane(env), []
         observation, done = lane.start([seed]), False
         while not done and (ticks is None or len(lane.rewards) < ticks):
-            action = np.broadcast_to(
-                np.asarray(act(observation, len(lane.rewards)), np.float32), env.action_space.shape
-            )
+            action = np.asarray(act(observation, len(lane.rewards)), np.float32)
             if len(lane.rewards) % 4 == 0:
                 frames.append(np.asarray(env.render()))
-            observation, done = lane.step(action)
+            observation, done = lane.step(np.broadcast_to(action, env.action_space.sample().shape))
         env.close()
     except Exception as error:  # each of MuJoCo's renderers has its own
         raise UserError(
-            f"--capture-video cannot film here ({type(error).__name__}: {error}); without a screen, try MUJOCO_GL=egl, or "
-            f"MUJOCO_GL=osmesa for rendering without a GPU."
+            f"--capture-video cannot film here ({type(error).__name__}: {error}); without a screen, try MUJOCO_GL=egl, "
+            f"or MUJOCO_GL=osmesa for rendering without a GPU."
         ) from None
     if frames[0].ndim != 3:
         raise UserError("--capture-video: this environment has no pictures.")
@@ -193,36 +188,39 @@ class Lane:
 
     def __init__(self, env: gymnasium.Env):
         self.env = env
+        self.nothing = np.zeros(env.observation_space.sample().shape, np.float32)  # to observe after the last episode
 
     def start(self, seeds: list[int]) -> np.ndarray:
         """Begins the first episode; returns its observation."""
-        self.seeds, self.records = seeds, []
+        self.seeds = seeds
+        self.records: list[dict[str, Any]] = []
         return self._reset()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """One step, and whether it ended an episode; the next one starts at once. After the last, zeros and False."""
         if len(self.records) == len(self.seeds):
-            return np.zeros(self.env.observation_space.shape, np.float32), False
-        np.random.set_bit_generator(self.global_random)
+            return self.nothing, False
+        np.random.set_bit_generator(self.global_random)  # type: ignore[attr-defined]
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.rewards.append(float(reward))
         if "xy" in info:
             self.path.append(info["xy"][:2])
         if not (terminated or truncated):
             return np.asarray(observation, np.float32), False
-        record = {name: float(info[name]) for name in INFO if name in info}
+        record: dict[str, Any] = {name: float(info[name]) for name in INFO if name in info}
         record |= {"return": sum(self.rewards), "length": len(self.rewards), "path": np.array(self.path, np.float32)}
         self.records.append(record)
         return self._reset(), True
 
     def _reset(self) -> np.ndarray:
         if len(self.records) == len(self.seeds):
-            return np.zeros(self.env.observation_space.shape, np.float32)
+            return self.nothing
         seed = self.seeds[len(self.records)]
         # OGBench also draws from NumPy's global generator, so each episode brings its own.
         self.global_random = np.random.MT19937(seed)
-        np.random.set_bit_generator(self.global_random)
+        np.random.set_bit_generator(self.global_random)  # type: ignore[attr-defined]
         self.env.action_space.seed(seed)
-        self.rewards, self.path = [], []
+        self.rewards: list[float] = []
+        self.path: list[np.ndarray] = []
         observation, _ = self.env.reset(seed=seed)
         return np.asarray(observation, np.float32)

@@ -1,4 +1,4 @@
-"""One run: its directory, logs, progress, signals and result.
+"""One run: its directory, log, progress and result.
 
 `runs/<env>-task<k>__<algo>__<seed>__<time>/` holds
 
@@ -42,8 +42,6 @@ except ImportError:  # not on Windows: there, nothing keeps two processes out of
 
 EVALUATED = ("success", "support", "return", "length")  # what an evaluation can report, in the order of metrics.csv
 
-# ------------------------------------------------------------------------------------------------------------------ run
-
 
 @dataclass
 class Progress:
@@ -56,6 +54,11 @@ class Progress:
     wall_seconds: float = 0.0
     metrics_bytes: int = 0  # length of metrics.csv
 
+    @property
+    def updates_per_second(self) -> float:
+        """Mean over all training; all seeds advance together."""
+        return self.updates / self.seconds if self.seconds else 0.0
+
 
 class Run:
     """The directory and the log of one run, as a context manager that closes all files.
@@ -67,61 +70,45 @@ class Run:
     def __init__(self, args: Args, dataset: Dataset, metrics: Sequence[str]):
         if args.track and importlib.util.find_spec("wandb") is None:
             raise UserError("--track needs Weights & Biases: uv pip install -e '.[track]'")
-        self.args, self.dataset = args, dataset
+        self.args, self.dataset, self.interval = args, dataset, args.log_every or 1
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
-        self.signals = Signals()
-        self.files = contextlib.ExitStack()
-        self.files.callback(self.signals.close)
-        try:
-            self._open(metrics)
-        except BaseException:
-            self.files.close()
-            raise
-        self.began = time.monotonic()
+        self.columns = ["step", "seed", *(f"eval/{x}" for x in EVALUATED), *metrics, "charts/updates_per_second"]
+        self.rollouts: dict[str, Any] = {"paths": [], "film": None}  # of the last evaluation, for the pictures
+        with contextlib.ExitStack() as files:
+            self.signals = Signals()
+            files.callback(self.signals.close)
+            self.directory = Path(args.resume) if args.resume else make_directory(args, dataset)
+            lock(self.directory, files)
+            self.done, self.content = self._open_old() if args.resume else (Progress(), None)
+            self.saved_step, self.began = self.done.step, time.monotonic()
+            self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
+            self.writers = [files.enter_context(contextlib.closing(writer)) for writer in self._event_writers()]
+            self.tracker = self._start_tracking(files) if args.track else None
+            bar = tqdm(
+                total=args.steps, initial=self.done.step, unit="update", unit_scale=True, smoothing=0.1,
+                dynamic_ncols=True, disable=None if args.progress else True,
+            )  # fmt: skip
+            self.bar = files.enter_context(bar)
+            self.files = files.pop_all()
         say(f"run     {self.directory}")
 
-    def _open(self, metrics: Sequence[str]) -> None:
-        args, self.done = self.args, Progress()
-        self.content: bytes | None = None  # the state that a resumed run goes on with
-        if args.resume:
-            self.directory = Path(args.resume)
-            self._open_old()
-        else:
-            self.directory = make_directory(args, self.dataset)
-            lock(self.files, self.directory)
-        self.saved_step = self.done.step
-        self.results: dict[str, Any] = {"paths": [], "film": None}  # of the last evaluation, for the pictures
-        evaluated = [f"eval/{name}" for name in EVALUATED]
-        self.columns = ["step", "seed", *evaluated, *metrics, "charts/updates_per_second"]
-        self.csv = self.files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
-        self.writers = [self.files.enter_context(contextlib.closing(x)) for x in self._event_writers()]
-        self.tracker = self._start_tracking() if args.track else None
-        bar = tqdm(
-            total=args.steps, initial=self.done.step, unit="update", unit_scale=True, smoothing=0.1, dynamic_ncols=True,
-            disable=None if args.progress else True,
-        )  # fmt: skip
-        self.bar = self.files.enter_context(bar)
-
-    def _open_old(self) -> None:
-        lock(self.files, self.directory)
-        config = cli.read_config(self.directory)
+    def _open_old(self) -> tuple[Progress, bytes | None]:
+        """Progress and state of the checkpoint, if there is one yet."""
+        config, steps = cli.read_config(self.directory), self.args.steps
         if config["dataset"]["sha256"] != self.dataset.sha256:
             raise UserError(f"--resume {self.directory}: the dataset is not the one that the run began with.")
-        if (self.directory / "result.json").exists():
-            if self.args.steps <= config["args"]["steps"]:
-                raise UserError(
-                    f"--resume {self.directory}: this run has ended, see its result.json; more --steps would go on."
-                )
-            say(
-                f"NOTE    --steps {config['args']['steps']:,} -> {self.args.steps:,}; a decay over --steps gets longer too"
-            )
-            config["args"]["steps"] = self.args.steps
+        if steps > config["args"]["steps"]:
+            say(f"NOTE    --steps {config['args']['steps']:,} -> {steps:,}; a decay over --steps gets longer too")
+            config["args"]["steps"] = steps
             write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
-            (self.directory / "result.json").unlink()
-        if (self.directory / checkpoints.FILE).exists():
-            checkpoint = checkpoints.load(self.directory)
-            self.content = checkpoint.pop("state")
-            self.done = Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])})
+            (self.directory / "result.json").unlink(missing_ok=True)
+        if (self.directory / "result.json").exists():
+            raise UserError(f"--resume {self.directory}: this run has ended; larger --steps would go on.")
+        if not (self.directory / checkpoints.FILE).exists():
+            return Progress(), None
+        checkpoint = checkpoints.load(self.directory)
+        content = checkpoint.pop("state")
+        return Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])}), content
 
     def _event_writers(self) -> list:
         import tensorboardX  # a second, which importing a script for its functions does not need
@@ -131,13 +118,12 @@ class Run:
         purge = self.done.step + 1 if self.args.resume else None
         return [tensorboardX.SummaryWriter(str(folder), purge_step=purge) for folder in folders]
 
-    def _start_tracking(self):
+    def _start_tracking(self, files: contextlib.ExitStack):
         import wandb  # an optional package
 
-        name = self.directory.name
-        config = cli.read_config(self.directory)
+        name, config = self.directory.name, cli.read_config(self.directory)
         tracker = wandb.init(project="offline-rl-jax", id=name, name=name, resume="allow", config=config)
-        self.files.callback(tracker.finish)
+        files.callback(tracker.finish)
         return tracker
 
     def __enter__(self):
@@ -151,9 +137,11 @@ class Run:
 
     def _what_is_kept(self) -> str:
         if self.saved_step:
-            resume = f"python {cli.algorithm_name(type(self.args))}.py --resume {self.directory}"
-            return f"The checkpoint of step {self.saved_step:,} is kept; go on with: {resume}"
+            return f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
         return f"There was no checkpoint yet; the log is in {self.directory}."
+
+    def _how_to_resume(self) -> str:
+        return f"python {cli.algorithm_name(type(self.args))}.py --resume {self.directory}"
 
     @property
     def step(self) -> int:
@@ -181,16 +169,15 @@ class Run:
 
         Raises UserError if one is not finite; the last checkpoint is kept.
         """
-        self.done.step += self.args.log_every
-        self.done.updates += self.args.log_every
+        self.done.step += self.interval
+        self.done.updates += self.interval
         self.done.seconds += seconds
         for name, values in metrics.items():
             if not np.isfinite(values).all():
                 seed = self.seeds[int(np.flatnonzero(~np.isfinite(values))[0])]
                 raise UserError(f"{name} of seed {seed} is not finite at step {self.step:,}.")
-        speed = self.args.log_every / seconds
-        self._write(metrics | {"charts/updates_per_second": np.full(len(self.seeds), speed)})
-        self.bar.update(self.args.log_every)
+        self._write(metrics | {"charts/updates_per_second": np.full(len(self.seeds), self.interval / seconds)})
+        self.bar.update(self.interval)
 
     def evaluation_due(self) -> bool:
         """Whether this step is to be evaluated and has not been."""
@@ -201,12 +188,12 @@ class Run:
         """Logs what an Evaluator returned (nothing if it was stopped on the way)."""
         if results is None:
             return
-        self.results = results
+        self.rollouts = results
         means = {name: results[name].mean(axis=1) for name in EVALUATED if name in results}
         self.done.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
         self._write({f"eval/{name}": x for name, x in means.items()})
         shown = "  ".join(f"{name} {' '.join(f'{x:.3g}' for x in values)}" for name, values in means.items())
-        speed = f"  {updates_per_second(self.done):,.0f} updates/s" if self.done.updates else ""
+        speed = f"  {self.done.updates_per_second:,.0f} updates/s" if self.done.updates else ""
         say(f"step {self.step:>9,}  {shown}{speed}")
 
     def _write(self, metrics: dict[str, np.ndarray]) -> None:
@@ -229,16 +216,18 @@ class Run:
         return self.step % self.args.save_every == 0 and self.step > self.saved_step
 
     def save(self, state: Any) -> None:
-        """Writes the checkpoint. Raises UserError if parameters are not finite or the disk is full; the old one stays."""
+        """Writes the checkpoint; where that fails, the old one stays.
+
+        Raises UserError if parameters are not finite or the disk is full.
+        """
         try:
             self.csv.flush()
             os.fsync(self.csv.fileno())  # the checkpoint counts on these rows
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
         self.done.metrics_bytes = self.csv.tell()
-        progress = dataclasses.asdict(self.done)
-        progress |= {"evaluations": json.dumps(self.done.evaluations), "wall_seconds": self._wall_seconds()}
-        checkpoints.save(self.directory, state, progress)
+        progress = dataclasses.asdict(self.done) | {"wall_seconds": self._wall_seconds()}
+        checkpoints.save(self.directory, state, progress | {"evaluations": json.dumps(self.done.evaluations)})
         self.saved_step = self.step
 
     def _wall_seconds(self) -> float:
@@ -248,8 +237,7 @@ class Run:
         """Ends the run: saves, and either writes result.json and the pictures, or, after a signal, says how to go on
         and exits with 128 + the signal's number. Returns the directory."""
         number = self.signals.number
-        if number and not self.args.resume and not self.done.evaluations:
-            self.files.close()
+        if number and not (self.args.resume or self.done.evaluations):
             shutil.rmtree(self.directory)
             say("stopped before anything was done; nothing is kept")
             sys.exit(128 + number)
@@ -257,22 +245,17 @@ class Run:
             self.save(state)
         self.bar.close()
         if number:
-            say(f"stopped at step {self.step:,}, saved; go on with")
-            say(f"  python {cli.algorithm_name(type(self.args))}.py --resume {self.directory}")
-            say(str(self.directory))
+            say(f"stopped at step {self.step:,}, saved; go on with\n  {self._how_to_resume()}\n{self.directory}")
             sys.exit(128 + number)
         result = make_result(self.args, self.dataset, self.done) | {"wall_seconds": self._wall_seconds()}
         write_atomically(self.directory / "result.json", json.dumps(result, indent=2).encode())
         say(score_line(result))
         data = self.dataset.actions if self.dataset.source == "builtin" else None
-        drawn = draw_run(self.directory, result, self.dataset.make_env, self.results, data, say)
+        drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data, say)
         if drawn:
             say(f"see     {', '.join(path.name for path in drawn)}")
         say(str(self.directory))
         return self.directory
-
-
-# ---------------------------------------------------------------------------------------------------- directory, result
 
 
 def make_directory(args: Args, dataset: Dataset) -> Path:
@@ -280,26 +263,25 @@ def make_directory(args: Args, dataset: Dataset) -> Path:
     task = f"-task{dataset.task}" if dataset.task else ""
     env, algorithm = dataset.name.replace("/", "_").replace(":", "_"), cli.algorithm_name(type(args))
     name = f"{env}{task}__{algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    # Many jobs may start in the same second.
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        directory = Path(args.runs_dir) / f"{name}{suffix}"
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            if not Path(args.runs_dir).is_dir():
-                raise UserError(f"--runs-dir {args.runs_dir} is not a folder.") from None
-            continue
-        except OSError as error:
-            raise UserError(f"cannot make a run directory in {args.runs_dir}: {error.strerror}.") from None
-        break
-    paths = {
-        key: str(Path(getattr(args, key)).expanduser().absolute())
-        for key in ("data_dir", "dataset")
-        if getattr(args, key) is not None
-    }  # so that --resume finds them from any folder
+    paths = {}  # so that --resume finds them from any folder
+    for key in ("data_dir", "dataset"):
+        if getattr(args, key) is not None:
+            paths[key] = str(Path(getattr(args, key)).expanduser().absolute())
     if dataset.source == "collected" and args.dataset is None:
         paths["data"] = "collect"  # and does not download the official data if the network is back
     config = {"algo": algorithm, "args": dataclasses.asdict(args) | paths} | circumstances(dataset)
+    directory, number = Path(args.runs_dir) / name, 1
+    while True:
+        try:
+            directory.mkdir(parents=True)
+            break
+        except FileExistsError:  # many jobs may start in the same second
+            if not Path(args.runs_dir).is_dir():
+                raise UserError(f"--runs-dir {args.runs_dir} is not a folder.") from None
+            number += 1
+            directory = Path(args.runs_dir) / f"{name}-{number}"
+        except OSError as error:
+            raise UserError(f"cannot make a run directory in {args.runs_dir}: {error.strerror}.") from None
     try:
         write_atomically(directory / "config.json", json.dumps(config, indent=2).encode())
     except UserError:
@@ -308,21 +290,18 @@ def make_directory(args: Args, dataset: Dataset) -> Path:
     return directory
 
 
-def lock(files: contextlib.ExitStack, directory: Path) -> None:
+def lock(directory: Path, files: contextlib.ExitStack) -> None:
     """Keeps other processes out of a run directory until `files` is closed. Raises UserError if one is in it."""
     if fcntl is None:
         return
     try:
         folder = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{directory}: {error.strerror}.") from None
-    files.callback(os.close, folder)
-    try:
+        files.callback(os.close, folder)
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{directory}: another process is working on this run.") from None
     except OSError:
-        pass  # a file system without locks
+        pass  # a file system without locks; that the directory is there has been seen
 
 
 def _open_metrics(path: Path, columns: Sequence[str], done: Progress):
@@ -331,8 +310,8 @@ def _open_metrics(path: Path, columns: Sequence[str], done: Progress):
         size = path.stat().st_size if path.exists() else 0
         if size < done.metrics_bytes:
             raise UserError(
-                f"{path} is {'shorter than' if size else 'missing, and'} the checkpoint remembers "
-                f"({size:,} of {done.metrics_bytes:,} bytes): bring it back, or start a new run."
+                f"{path} has {size:,} of the {done.metrics_bytes:,} bytes that the checkpoint remembers: bring it "
+                f"back, or start a new run."
             )
         file = open(path, "r+" if path.exists() else "w+", newline="")
         file.truncate(done.metrics_bytes)
@@ -348,9 +327,8 @@ def make_result(args: Args, dataset: Dataset, done: Progress) -> dict[str, Any]:
     """What result.json holds. The benchmark's score: on OGBench the success of the last three evaluations, elsewhere of
     the last one. Where the environment knows no success, the return."""
     name = "success" if "success" in done.evaluations[-1] else "return"
-    trained = [evaluation for evaluation in done.evaluations if evaluation["step"] > 0]
-    values = np.array([evaluation[name] for evaluation in trained])  # (evaluations, seeds)
-    counted = values[-3:] if dataset.task else values[-1:]
+    values = np.array([evaluation[name] for evaluation in done.evaluations if evaluation["step"] > 0])
+    counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
     score = counted.mean(axis=0)
     return {
         "algo": cli.algorithm_name(type(args)),
@@ -364,22 +342,15 @@ def make_result(args: Args, dataset: Dataset, done: Progress) -> dict[str, Any]:
         "last_per_seed": values[-1].tolist(),
         "best_per_seed": values.max(axis=0).tolist(),
         "evaluations": done.evaluations,
-        "updates_per_second": updates_per_second(done),
+        "updates_per_second": done.updates_per_second,
     } | circumstances(dataset)
 
 
 def score_line(result: dict[str, Any]) -> str:
-    """What a person wants to know at the end: how good the policy is now, the protocol's number by its name, the best."""
-    last, best = np.mean(result["last_per_seed"]), np.mean(result["best_per_seed"])
-    name = result["score_is"].split()[1]
+    """What a person wants to know at the end: how good the policy is now, the protocol's number by its name, the best
+    evaluation."""
+    last, best, name = np.mean(result["last_per_seed"]), np.mean(result["best_per_seed"]), result["score_is"].split()[1]
     spread = f" +- {np.std(result['score_per_seed']):.2g}" if len(result["seeds"]) > 1 else ""
     seeds = f", {len(result['seeds'])} seeds" if spread else ""
-    return (
-        f"{name:7} {last:.3g} at the last evaluation; score {result['score']:.3g}{spread} ({result['score_is']}{seeds}); "
-        f"best {best:.3g}"
-    )
-
-
-def updates_per_second(done: Progress) -> float:
-    """Mean over all training so far, without compilation, evaluation and logging; all seeds advance together."""
-    return done.updates / done.seconds if done.seconds else 0.0
+    score = f"score {result['score']:.3g}{spread} ({result['score_is']}{seeds})"
+    return f"{name:7} {last:.3g} at the last evaluation; {score}; best {best:.3g}"

@@ -114,10 +114,9 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env: gymnasium.Env) 
     the last trajectory ends."""
     spaces = {"observations": env.observation_space, "actions": env.action_space}
     for key, space in spaces.items():
-        if arrays[key].shape[1:] != space.shape:
-            raise UserError(
-                f"{path}: '{key}' has shape {arrays[key].shape}, the environment needs (R, {space.shape[0]})."
-            )
+        shape, needed = arrays[key].shape, space.sample().shape
+        if shape[1:] != needed:
+            raise UserError(f"{path}: '{key}' has shape {shape}, the environment needs (R, {needed[0]}).")
     if "next_observations" in arrays and arrays["next_observations"].shape != arrays["observations"].shape:
         raise UserError(f"{path}: 'next_observations' and 'observations' differ in shape.")
     for key in {"rewards", "masks", "terminals"} & arrays.keys():

@@ -20,7 +20,7 @@ class Workers:
 
     def __init__(self, target: Callable, arguments: Sequence[tuple]):
         self.pipes: list[Connection] = []
-        self.processes: list[multiprocessing.Process] = []
+        self.processes: list[multiprocessing.process.BaseProcess] = []
         context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
         with _main_module_hidden(), _signals_held_back():
             for its_arguments in arguments:

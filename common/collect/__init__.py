@@ -35,7 +35,7 @@ from common.workers import Workers, receive, send, usable_cores
 try:
     import fcntl
 except ImportError:  # not on Windows: two runs that start together may collect the same there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
 
@@ -96,14 +96,14 @@ def collect(
             "physics": PHYSICS,
             "versions": {p: importlib.metadata.version(p) for p in ("ogbench", "mujoco", "gymnasium", "numpy")}
             | {"python": platform.python_version()},
-            "sha256": {},
         }
+        digests = {}
         with _disk_errors(folder):
             for file, contents in parts.items():
                 with open(_temporary(file), "wb") as stream:
                     np.savez_compressed(stream, **contents)
-                record["sha256"][file.name] = sha256(_temporary(file))
-            _temporary(_record_path(path)).write_text(json.dumps(record, indent=2) + "\n")
+                digests[file.name] = sha256(_temporary(file))
+            _temporary(_record_path(path)).write_text(json.dumps(record | {"sha256": digests}, indent=2) + "\n")
             for file in (_record_path(path), *parts):  # the training file last: where it is, all are
                 os.replace(_temporary(file), file)
         print(
@@ -202,8 +202,8 @@ def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{folder} has {free / 1e6:,.1f} MB free and the data need {size / 1e6:,.1f} MB; collect fewer episodes, or "
-            f"name another folder with --data-dir (scripts) or --out (common.collect)."
+            f"{folder} has {free / 1e6:,.1f} MB free and the data need {size / 1e6:,.1f} MB; collect fewer episodes, "
+            f"or name another folder with --data-dir (scripts) or --out (common.collect)."
         )
 
 

@@ -6,17 +6,17 @@ direction; the reward is the way gone in that direction, in metres.
     python -m common.collect.train_ant --out ant_expert.npz --updates 200000 --num-envs 4 --learning-rate 3e-4 \\
         --resample-interval 50
 
-The second command made `ant_expert.npz`, which stands beside this file, in 34 minutes on one core. A file is saved every `--eval-every`
-updates, always whole: Dense_0 to Dense_2 of tanh(Dense_2(gelu(Dense_1(gelu(Dense_0(observation, direction)))))),
-29 -> 256 -> 256 -> 8, and Dense_3, the log standard deviation. Different from the recipe: the critics have LayerNorm
-(they are those of the scripts), and an episode never terminates, because it does not in the mazes: the ant has to get
-up again.
+The second command made `ant_expert.npz`, which stands beside this file, in 34 minutes on one core. A file is saved
+every `--eval-every` updates, always whole: Dense_0 to Dense_2 of tanh(Dense_2(gelu(Dense_1(gelu(Dense_0(observation,
+direction)))))), 29 -> 256 -> 256 -> 8, and Dense_3, the log standard deviation. Different from the recipe: the critics
+have LayerNorm (they are those of the scripts), and an episode never terminates, because it does not in the mazes: the
+ant has to get up again.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -138,7 +138,7 @@ def evaluate(env: gymnasium.Env, act, actor_params, episodes: int, action_noise:
     """Metres gone in the commanded direction per episode of 1,000 steps, and the share of steps upside down, with the
     noise of OGBench's data collection."""
     rng = np.random.default_rng(0)
-    metres = upside_down = steps = 0
+    metres, upside_down, steps = 0.0, 0, 0
     for _ in range(episodes):
         observation, _ = env.reset()
         done = False
@@ -146,12 +146,12 @@ def evaluate(env: gymnasium.Env, act, actor_params, episodes: int, action_noise:
             action = np.asarray(act(actor_params, observation, None))
             action = np.clip(action + action_noise * rng.standard_normal(action.shape), -1, 1)
             observation, reward, _, done, _ = env.step(action)
-            metres, steps = metres + reward, steps + 1
+            metres, steps = metres + float(reward), steps + 1
             upside_down += is_upside_down(env)
     return metres / episodes, upside_down / steps
 
 
-def is_upside_down(env: gymnasium.Env) -> bool:
+def is_upside_down(env: Any) -> bool:
     """Whether the torso's own upward axis points down."""
     _, x, y, _ = env.unwrapped.data.qpos[3:7]  # quaternion w, x, y, z
     return 1 - 2 * (x**2 + y**2) < 0
@@ -165,7 +165,8 @@ def save(path: Path, actor_params: dict, action_dim: int) -> None:
     layers[f"Dense_{number}"] = {k: x[..., :action_dim] for k, x in head.items()}
     layers[f"Dense_{number + 1}"] = {k: x[..., action_dim:] for k, x in head.items()}
     temporary = path.with_name(path.name + ".tmp.npz")
-    np.savez(temporary, **{f"{name}/{k}": x for name, layer in layers.items() for k, x in layer.items()})
+    arrays: dict[str, Any] = {f"{name}/{k}": x for name, layer in layers.items() for k, x in layer.items()}
+    np.savez(temporary, **arrays)
     os.replace(temporary, path)
 
 
@@ -174,7 +175,7 @@ def main(args: Args) -> None:
     rng = np.random.default_rng(args.seed)
     envs = [make_env(args) for _ in range(args.num_envs)]
     test_env = make_env(args)
-    observation_dim, action_dim = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
+    observation_dim, action_dim = (len(space.sample()) for space in (envs[0].observation_space, test_env.action_space))
     init, update, act = make_sac(args, observation_dim, action_dim)
     state = init(jax.random.PRNGKey(args.seed))
 
