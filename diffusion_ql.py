@@ -17,11 +17,14 @@ Where the paper and the authors' code differ, we follow the code, which made the
   * the Q term takes one of the two critics by the toss of a coin and is divided by the mean |Q| of the other;
   * the loss of the critic is a sum over the two critics, not a mean;
   * with max_q_backup the maximum over samples comes first, for each critic, then the minimum over critics.
-Different from the authors' code (PyTorch): learning rates decay at every update, not every thousand; biases start at
-zero; the dataset lives on the device and `log_every` updates run in one compiled program. `critic_layer_norm` is ours.
+  * learning rates do not decay: the authors' commands say --lr_decay, but their scheduler steps once per 50,000 updates
+    of a cosine over thousands of such steps, so that the rate ends at 0.999 of where it began (`lr_decay` here decays).
+Different from the authors' code (PyTorch): biases start at zero; dataset actions are clipped to +-(1 - 1e-5), as in the
+other scripts; the dataset lives on the device and `log_every` updates run in one compiled program. `critic_layer_norm`
+is ours.
 
 Protocol: as the other scripts, 50 episodes every 100k updates, score = mean success of the last three evaluations (the
-paper selects checkpoints). Needs `common/` (data, evaluation, run bookkeeping); the algorithm is all here.
+paper selects checkpoints). Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,8 +77,8 @@ class Args(cli.Args):
     """TD target from the best of ten actions (the authors' antmaze runs)"""
     num_samples: int = 50
     """actions to choose from when acting"""
-    lr_decay: bool = True
-    """let both learning rates fall to 0 over --steps, as half a cosine"""
+    lr_decay: bool = False
+    """let both learning rates fall to 0 over --steps, as half a cosine; not what the published numbers had"""
 
     def check(self) -> None:
         """Raises UserError for values that the algorithm cannot use."""

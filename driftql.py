@@ -17,7 +17,8 @@ Where the paper and the authors' code differ, we follow the code, which made the
   * networks apply GELU, then LayerNorm (the appendix says LayerNorm, then GELU);
   * the TD target takes the mean or the minimum of the two critics per environment (the text says minimum);
   * the target network moves towards the critic as it was before the gradient step.
-Different from the authors' code: the dataset lives on the device and `log_every` updates run in one compiled program.
+Different from the authors' code: actions that are not a number are not replaced by 0, a run ends at the first loss that
+is not finite; the dataset lives on the device and `log_every` updates run in one compiled program.
 
 Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
 evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.

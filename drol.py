@@ -18,8 +18,10 @@ Details that we take from the authors' code (commit 7e669b0), which made the pub
   * networks apply GELU, then LayerNorm (critics only);
   * the TD target takes the mean or the minimum of the two critics per environment;
   * the target network moves towards the critic as it was before the gradient step.
-Different from the authors' code: the dataset lives on the device and `log_every` updates run in one compiled program;
-the critic, and everything that needs a gradient, is evaluated for the winners only (the result is the same).
+Different from the authors' code: the latents are exactly uniform in the ball (theirs add 1e-6 under the root of the
+norm and 1e-8 to the dimension in the exponent); the critic, and everything that needs a gradient, is evaluated for the
+winners only (the result is the same); the dataset lives on the device and `log_every` updates run in one compiled
+program.
 
 Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
 evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.

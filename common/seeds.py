@@ -30,6 +30,26 @@ def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
     return jax.device_put(state, spread), jax.device_put(buffer, everywhere)
 
 
+def over_seeds(train_chunk: Callable, state: Any) -> Callable:
+    """`train_chunk(state, buffer) -> (state, metrics)` of one seed as a function of all seeds, a leading axis of state
+    and metrics.
+
+    One seed runs without that axis: inside a loop it makes XLA copy the parameters. Several seeds run side by side; on a
+    CPU, whose cores one seed keeps busy, one after the other.
+    """
+    leaves = jax.tree.leaves(state)
+    if len(leaves[0]) == 1:
+
+        def alone(state, buffer):
+            one = jax.tree.map(lambda x: x[0], state)
+            return jax.tree.map(lambda x: x[None], train_chunk(one, buffer))
+
+        return alone
+    if jax.default_backend() == "cpu" and len(jax.devices()) == 1:
+        return lambda state, buffer: jax.lax.map(lambda one: train_chunk(one, buffer), state)
+    return jax.vmap(train_chunk, in_axes=(0, None))
+
+
 def compile_over_seeds(train_chunk: Callable, state: Any, buffer: ReplayBuffer) -> tuple[Callable, list[str]]:
     """`train_chunk(state, buffer) -> (state, metrics)` of one seed as a compiled program for all: state and metrics get
     a leading axis of seeds, the state is donated (its buffers are reused).
@@ -40,7 +60,7 @@ def compile_over_seeds(train_chunk: Callable, state: Any, buffer: ReplayBuffer) 
     say(f"device  {device_summary()}")
     began = time.monotonic()
     with signals_end_the_process():
-        lowered = jax.jit(jax.vmap(train_chunk, in_axes=(0, None)), donate_argnums=0).lower(state, buffer)
+        lowered = jax.jit(over_seeds(train_chunk, state), donate_argnums=0).lower(state, buffer)
         compiled = lowered.compile()
     say(f"compiled in {time.monotonic() - began:.1f} s")
 
