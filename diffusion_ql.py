@@ -77,6 +77,8 @@ class Args(cli.Args):
     """TD target from the best of ten actions (the authors' antmaze runs)"""
     num_samples: int = 50
     """actions to choose from when acting"""
+    rewards: Literal["usual", "cql_antmaze", "standardized"] = "usual"
+    """on D4RL: r - 1 on antmaze and raw elsewhere; 4 (r - 0.5); (r - mean) / std"""
     lr_decay: bool = False
     """let both learning rates fall to 0 over --steps, as half a cosine; not what the published numbers had"""
 
@@ -335,7 +337,9 @@ def train_chunk(
 def main(args: Args) -> Path:
     """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
     args = cli.prepare(args)
-    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    dataset = load_dataset(
+        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+    )
     cli.say(dataset.summary())
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
@@ -374,6 +378,36 @@ PRESETS = {
     "humanoidmaze-large-navigate": dict(discount=0.995, **NAVIGATE),
     "antsoccer-arena-navigate": dict(discount=0.995, **NAVIGATE),
 }
+
+# D4RL, without versions: the authors' main.py. Their antmaze is v0 (--env antmaze-umaze-v0), and their score the best
+# evaluation, where ours is the last.
+GYM = dict(critic_learning_rate=3e-4, steps=2_000_000, eval_every=50_000, eval_episodes=10)
+REST = dict(critic_learning_rate=3e-4, steps=1_000_000, eval_every=50_000, eval_episodes=100)
+MAZE, PEN = REST | dict(rewards="cql_antmaze"), REST | dict(rewards="standardized")
+D4RL = {
+    "halfcheetah-medium": dict(eta=1.0, grad_norm=9.0, **GYM),
+    "hopper-medium": dict(eta=1.0, grad_norm=9.0, **GYM),
+    "walker2d-medium": dict(eta=1.0, grad_norm=1.0, **GYM),
+    "halfcheetah-medium-replay": dict(eta=1.0, grad_norm=2.0, **GYM),
+    "hopper-medium-replay": dict(eta=1.0, grad_norm=4.0, **GYM),
+    "walker2d-medium-replay": dict(eta=1.0, grad_norm=4.0, **GYM),
+    "halfcheetah-medium-expert": dict(eta=1.0, grad_norm=7.0, **GYM),
+    "hopper-medium-expert": dict(eta=1.0, grad_norm=5.0, **GYM),
+    "walker2d-medium-expert": dict(eta=1.0, grad_norm=5.0, **GYM),
+    "antmaze-umaze": dict(eta=0.5, grad_norm=2.0, **MAZE),
+    "antmaze-umaze-diverse": dict(eta=2.0, grad_norm=3.0, max_q_backup=True, **MAZE),
+    "antmaze-medium-play": dict(eta=2.0, grad_norm=2.0, max_q_backup=True, learning_rate=1e-3, **MAZE),
+    "antmaze-medium-diverse": dict(eta=3.0, grad_norm=1.0, max_q_backup=True, **MAZE),
+    "antmaze-large-play": dict(eta=4.5, grad_norm=10.0, max_q_backup=True, **MAZE),
+    "antmaze-large-diverse": dict(eta=3.5, grad_norm=7.0, max_q_backup=True, **MAZE),
+    "pen-human": dict(eta=0.15, grad_norm=7.0, learning_rate=3e-5, **PEN),
+    "pen-cloned": dict(eta=0.1, grad_norm=8.0, learning_rate=3e-5, **PEN),
+    # As data: kitchen's environment fails with MuJoCo 4.
+    "kitchen-complete": dict(eta=0.005, grad_norm=9.0, **REST | dict(steps=250_000)),
+    "kitchen-partial": dict(eta=0.005, grad_norm=10.0, **REST),
+    "kitchen-mixed": dict(eta=0.005, grad_norm=10.0, **REST),
+}
+PRESETS |= D4RL
 
 # Ours, not the paper's: small problems for a laptop. Five steps are too few to tell the bandits' modes apart: even with
 # the exact denoiser, a third of the samples is within 0.2 of a mode of `bandit` with T = 5, 99% with T = 20.

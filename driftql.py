@@ -290,6 +290,38 @@ PRESETS = {
     "puzzle-4x4-play": dict(alpha=300, temperature=0.8, kernel="gaussian", discount=0.99, q_agg="mean"),
 }
 
+# D4RL, without versions: the same README. It leaves --steps out (1M); the paper says 500k.
+D4RL = {
+    "antmaze-umaze": dict(alpha=15, temperature=0.5, kernel="laplace", discount=0.99, q_agg="min"),
+    "antmaze-umaze-diverse": dict(alpha=12, temperature=0.5, kernel="laplace", discount=0.99, q_agg="mean"),
+    "antmaze-medium-play": dict(alpha=5, temperature=0.5, kernel="gaussian", discount=0.99, q_agg="min"),
+    "antmaze-medium-diverse": dict(alpha=8, temperature=0.5, kernel="gaussian", discount=0.995, q_agg="min"),
+    "antmaze-large-play": dict(alpha=3, temperature=0.5, kernel="gaussian", discount=0.995, q_agg="min"),
+    "antmaze-large-diverse": dict(alpha=5, temperature=0.5, kernel="gaussian", discount=0.995, q_agg="min"),
+    "pen-human": dict(alpha=2000, temperature=0.05, kernel="laplace", discount=0.995, q_agg="mean"),
+    "pen-cloned": dict(alpha=1500, temperature=0.05, kernel="gaussian", discount=0.995, q_agg="min"),
+    "pen-expert": dict(alpha=2000, temperature=0.9, kernel="laplace", discount=0.99, q_agg="min"),
+    "door-human": dict(alpha=4500, temperature=0.2, kernel="laplace", discount=0.995, q_agg="mean"),
+    "door-cloned": dict(alpha=4500, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
+    "door-expert": dict(alpha=4500, temperature=0.2, kernel="laplace", discount=0.995, q_agg="mean"),
+    "hammer-human": dict(alpha=2500, temperature=0.05, kernel="laplace", discount=0.995, q_agg="mean"),
+    "hammer-cloned": dict(alpha=2500, temperature=0.05, kernel="laplace", discount=0.99, q_agg="mean"),
+    "hammer-expert": dict(alpha=2500, temperature=0.05, kernel="laplace", discount=0.995, q_agg="min"),
+    "relocate-human": dict(alpha=5000, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
+    "relocate-cloned": dict(alpha=5000, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
+    "relocate-expert": dict(alpha=5000, temperature=0.2, kernel="laplace", discount=0.995, q_agg="min"),
+    "halfcheetah-medium": dict(alpha=3, temperature=0.5, kernel="laplace", discount=0.99, q_agg="mean"),
+    "halfcheetah-medium-replay": dict(alpha=10, temperature=0.5, kernel="laplace", discount=0.995, q_agg="min"),
+    "halfcheetah-medium-expert": dict(alpha=300, temperature=0.5, kernel="laplace", discount=0.99, q_agg="mean"),
+    "hopper-medium": dict(alpha=100, temperature=0.1, kernel="gaussian", discount=0.995, q_agg="min"),
+    "hopper-medium-replay": dict(alpha=100, temperature=0.1, kernel="gaussian", discount=0.995, q_agg="min"),
+    "hopper-medium-expert": dict(alpha=600, temperature=0.1, kernel="gaussian", discount=0.995, q_agg="min"),
+    "walker2d-medium": dict(alpha=1000, temperature=0.1, kernel="laplace", discount=0.995, q_agg="min"),
+    "walker2d-medium-replay": dict(alpha=300, temperature=0.1, kernel="laplace", discount=0.995, q_agg="min"),
+    "walker2d-medium-expert": dict(alpha=1000, temperature=0.1, kernel="laplace", discount=0.99, q_agg="mean"),
+}
+PRESETS |= {env: preset | dict(steps=500_000) for env, preset in D4RL.items()}
+
 # Ours, not the paper's: small problems for a laptop. Much input noise keeps the policy spread out: over both of the
 # bandit's best modes, there together with a wide kernel, and away from dead ends at the maze's walls, where each of two
 # candidates has one neighbour and the kernel no say.

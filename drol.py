@@ -281,6 +281,29 @@ PRESETS = {
     "puzzle-4x4-play": dict(bc_coef=10, discount=0.99, q_agg="mean"),  # K=64
 }
 
+# D4RL, without versions: the same source.
+D4RL = {
+    "antmaze-umaze": dict(bc_coef=0.3, discount=0.99, q_agg="mean"),  # K=2
+    "antmaze-umaze-diverse": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16
+    "antmaze-medium-play": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=32
+    "antmaze-medium-diverse": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16
+    "antmaze-large-play": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16, bc_coef=0.03
+    "antmaze-large-diverse": dict(bc_coef=0.1, discount=0.99, q_agg="mean"),  # K=16, bc_coef=0.03
+    "pen-human": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
+    "pen-cloned": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
+    "pen-expert": dict(bc_coef=1, discount=0.99, q_agg="min"),  # K=16
+    "door-human": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
+    "door-cloned": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
+    "door-expert": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=8
+    "hammer-human": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
+    "hammer-cloned": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
+    "hammer-expert": dict(bc_coef=3, discount=0.99, q_agg="min"),  # K=8
+    "relocate-human": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
+    "relocate-cloned": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
+    "relocate-expert": dict(bc_coef=10, discount=0.99, q_agg="min"),  # K=32
+}
+PRESETS |= {env: preset | dict(steps=500_000) for env, preset in D4RL.items()}
+
 # Ours, not the paper's: small problems for a laptop. At bc_coef 3 the policy keeps the bandit's worse modes too.
 BANDIT = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, bc_coef=1.5,

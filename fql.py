@@ -288,6 +288,29 @@ PRESETS = {
     "puzzle-4x4-play": dict(alpha=1000, discount=0.99, q_agg="mean"),
 }
 
+# D4RL, without versions: the same source.
+D4RL = {
+    "antmaze-umaze": dict(alpha=10, discount=0.99, q_agg="mean"),
+    "antmaze-umaze-diverse": dict(alpha=10, discount=0.99, q_agg="mean"),
+    "antmaze-medium-play": dict(alpha=10, discount=0.99, q_agg="mean"),
+    "antmaze-medium-diverse": dict(alpha=10, discount=0.99, q_agg="mean"),
+    "antmaze-large-play": dict(alpha=3, discount=0.99, q_agg="mean"),
+    "antmaze-large-diverse": dict(alpha=3, discount=0.99, q_agg="mean"),
+    "pen-human": dict(alpha=10_000, discount=0.99, q_agg="min"),
+    "pen-cloned": dict(alpha=10_000, discount=0.99, q_agg="min"),
+    "pen-expert": dict(alpha=3_000, discount=0.99, q_agg="min"),
+    "door-human": dict(alpha=30_000, discount=0.99, q_agg="min"),
+    "door-cloned": dict(alpha=30_000, discount=0.99, q_agg="min"),
+    "door-expert": dict(alpha=30_000, discount=0.99, q_agg="min"),
+    "hammer-human": dict(alpha=30_000, discount=0.99, q_agg="min"),
+    "hammer-cloned": dict(alpha=10_000, discount=0.99, q_agg="min"),
+    "hammer-expert": dict(alpha=30_000, discount=0.99, q_agg="min"),
+    "relocate-human": dict(alpha=10_000, discount=0.99, q_agg="min"),
+    "relocate-cloned": dict(alpha=30_000, discount=0.99, q_agg="min"),
+    "relocate-expert": dict(alpha=30_000, discount=0.99, q_agg="min"),
+}
+PRESETS |= {env: preset | dict(steps=500_000) for env, preset in D4RL.items()}
+
 # Ours, not the paper's: small problems for a laptop.
 BANDIT = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, alpha=1,

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tqdm import tqdm
 
-from common import UserError
+from common import UserError, d4rl
 from common.environments import BANDITS, resolve_name
 
 
@@ -31,7 +31,8 @@ class RunArgs:
     """run"""
 
     env: str = "antmaze-large-navigate"
-    """OGBench dataset (short name or full id), bandit, bandit-corners, or with --dataset any gymnasium id"""
+    """OGBench dataset (short name or full id), D4RL's (hopper-medium), bandit, bandit-corners, or with --dataset any
+    gymnasium id"""
     task: int | None = None
     """OGBench task, 1 to 5; None is the benchmark's default"""
     seed: int = 0
@@ -59,14 +60,16 @@ class DataArgs:
     """data"""
 
     data: Literal["auto", "cache", "download", "collect"] = "auto"
-    """cache: only files that are there; download: OGBench's host; collect: made on this machine, not the official data;
-    auto: cache, else download, else collect"""
+    """cache: only files that are there; download: OGBench's host, for D4RL Minari's; collect: made on this machine, not
+    the official data; auto: cache, else download, else collect"""
     data_dir: str | None = None
-    """folder with OGBench's npz files; None is ~/.ogbench/data. Collected data go to its subfolder `collected`"""
+    """folder with OGBench's npz files; None is ~/.ogbench/data. Collected data go to its subfolder `collected`. For
+    D4RL: with its HDF5 files or Minari's datasets; None is ~/.d4rl/datasets, then ~/.minari/datasets"""
     collect_episodes: int | None = None
     """training episodes if data are collected; None is OGBench's number"""
     dataset: str | None = None
-    """your own npz file, or one in OGBench's format for an OGBench --env (formats: common/transitions.py)"""
+    """your own npz file, or one in OGBench's format for an OGBench --env, or an HDF5 file in D4RL's layout for a D4RL
+    --env (formats: common/transitions.py, common/d4rl.py)"""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     if not any(word.partition("=")[0] in ("--log-every", "--log_every") for word in argv):
         args = _with_log_interval(args)
     args.check()
-    if args.dataset is None and args.env not in BANDITS:
+    if args.dataset is None and args.env not in BANDITS and not d4rl.resolve(args.env):
         resolve_name(args.env, args.task)  # before anything is said about it
     values = " ".join(f"{key}={getattr(args, key)}" for key in presets.get(name, {}))
     say(f"preset  {name}: {values}" if values else f"preset  none for {name}: the script's defaults, untuned")
@@ -182,7 +185,8 @@ def _with_log_interval(args: A) -> A:
 
 def _preset_name(env: str) -> str:
     with contextlib.suppress(UserError):  # what is wrong with the name is said where the data are looked for
-        return resolve_name(env)[0]
+        d4rl_task = d4rl.resolve(env)
+        return d4rl_task[0] if d4rl_task else resolve_name(env)[0]
     return env
 
 

@@ -74,10 +74,10 @@ TASKS = {
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
-def resolve(env: str) -> tuple[str, str] | None:
+def resolve(env: str, suggest: bool = True) -> tuple[str, str] | None:
     """Task and version of a D4RL name, with or without its version (hopper-medium, antmaze-umaze-v0); None for others.
 
-    Raises UserError for a version that there is not, and for a name that is nearly one of D4RL's.
+    Raises UserError for a version that there is not, and with `suggest` for a name that is nearly one of D4RL's.
     """
     name, dash, number = env.rpartition("-v")
     name, version = (name, f"v{number}") if dash and number.isdigit() else (env, None)
@@ -87,7 +87,7 @@ def resolve(env: str) -> tuple[str, str] | None:
             raise UserError(f"--env {env}: of D4RL's {name} there is {' and '.join(versions)} here.")
         return name, version or versions[0]
     close = difflib.get_close_matches(name, [*OGBENCH_NAMES, *TASKS], n=3, cutoff=0.75)
-    if close and close[0] in TASKS:
+    if suggest and close and close[0] in TASKS:
         raise UserError(f"unknown environment '{env}': did you mean {', '.join(close)}?")
     return None
 
@@ -107,14 +107,14 @@ def load(
     data: str = "auto",
     data_dir: str | None = None,
     dataset: str | None = None,
-    rewards: str | None = None,
+    rewards: str = "usual",
 ) -> Dataset:
     """Transitions and evaluation environment of a D4RL task, named as by `resolve`.
 
     data: `cache` takes files that are there, `download` Minari's counterpart, `auto` tries these in turn.
     data_dir: folder with D4RL's HDF5 files or Minari's datasets; None is D4RL's and Minari's own folders.
     dataset: an HDF5 file in D4RL's layout, wherever it is from.
-    rewards: a name of `treat_rewards`; None is r - 1 on antmaze and raw rewards elsewhere.
+    rewards: a name of `treat_rewards`; `usual` is r - 1 on antmaze and raw rewards elsewhere.
 
     Raises UserError for a missing package, a missing or damaged file, no network.
     """
@@ -139,7 +139,8 @@ def load(
             f"D4RL's scale and cannot be compared with published ones (docs/d4rl.md).",
             file=sys.stderr,
         )
-    arrays["rewards"][rows] = treat_rewards(arrays, rewards or ("minus_one" if is_antmaze else "raw"))
+    usual = "minus_one" if is_antmaze else "raw"
+    arrays["rewards"][rows] = treat_rewards(arrays, usual if rewards == "usual" else rewards)
     return Dataset(
         name=name,
         task=None,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError
+from common import UserError, d4rl
 from common.collect import CACHE_DIR, collect, read_record
 from common.collect.procedures import procedure
 from common.environments import BANDITS, PHYSICS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
@@ -29,20 +29,30 @@ def load_dataset(
     data_dir: str | None = None,
     dataset: str | None = None,
     collect_episodes: int | None = None,
+    rewards: str = "usual",
 ) -> Dataset:
     """Transitions and evaluation environment for `env`.
 
-    env: short OGBench name (antmaze-large-navigate), full OGBench id, `bandit`, `bandit-corners`, or, with `dataset`,
-        any gymnasium id.
+    env: short OGBench name (antmaze-large-navigate), full OGBench id, a D4RL name (hopper-medium, antmaze-umaze-v0),
+        `bandit`, `bandit-corners`, or, with `dataset`, any gymnasium id.
     task: OGBench task 1 to 5; None is the benchmark's default.
     data: `cache` reads `data_dir` only, `download` asks OGBench's host only, `collect` takes what was collected on this
         machine or collects it, `auto` tries them in this order.
     data_dir: folder of OGBench files; None is OGBench's own cache. Collected files are in its subfolder `collected`.
     dataset: one's own npz file, or for an OGBench name one in OGBench's format (transitions.py).
     collect_episodes: training episodes to collect; None is OGBench's number.
+    rewards: how D4RL's are treated (d4rl.treat_rewards).
 
+    D4RL's names have their own meaning of `data`, `data_dir` and `dataset`: see d4rl.load.
     Raises UserError for anything that the user can mend: a name, a missing or damaged file, no network.
     """
+    d4rl_task = d4rl.resolve(env, suggest=dataset is None)
+    if d4rl_task:
+        if task is not None:
+            raise UserError("--task belongs to OGBench datasets; D4RL's have one task each.")
+        return d4rl.load(*d4rl_task, data, data_dir, dataset, rewards)
+    if rewards != "usual":
+        raise UserError(f"--rewards {rewards} belongs to D4RL's datasets.")
     if dataset is not None:
         path = Path(dataset).expanduser()
         if not path.exists():

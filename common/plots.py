@@ -41,9 +41,9 @@ def draw_run(
 
 
 def draw_curve(path: Path, title: str, evaluations: list[dict], seeds: list[int]) -> bool:
-    """Success (or return) over training, one line per seed and their mean."""
+    """D4RL's score, success, or return over training, one line per seed and their mean."""
     plt = pyplot()
-    name = "success" if "success" in evaluations[0] else "return"
+    name = next(name for name in ("normalized", "success", "return") if name in evaluations[0])
     steps = [evaluation["step"] for evaluation in evaluations]
     values = np.array([evaluation[name] for evaluation in evaluations])  # (evaluations, seeds)
     figure, axes = plt.subplots(figsize=(6, 3.6))
@@ -54,7 +54,7 @@ def draw_curve(path: Path, title: str, evaluations: list[dict], seeds: list[int]
         axes.legend(frameon=False)
     if name == "success":
         axes.set_ylim(-0.03, 1.03)
-    axes.set(xlabel="gradient steps", ylabel=name, title=title)
+    axes.set(xlabel="gradient steps", ylabel="normalized return" if name == "normalized" else name, title=title)
     axes.title.set_fontsize(8)
     axes.grid(alpha=0.3)
     return _save(plt, figure, path)
@@ -86,20 +86,20 @@ def draw_rollouts(
         axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), title=f"{name}: data and policy")
     else:
         env = make_env()
-        maze: Any = env.unwrapped
-        if not hasattr(maze, "maze_map"):
+        if not env.has_wrapper_attr("maze_map"):
             plt.close(figure)
             env.close()
             return False
         env.reset(seed=0)
-        for i, j in np.argwhere(maze.maze_map == 1):
-            x, y = maze.ij_to_xy((i, j))
+        for i, j in np.argwhere(np.array(env.get_wrapper_attr("maze_map")) == 1):
+            x, y = env.get_wrapper_attr("ij_to_xy")((i, j))
             axes.add_patch(plt.Rectangle((x - 2, y - 2), 4, 4, color=COLORS["wall"], lw=0))
         for trajectory in paths:
             axes.plot(*trajectory.T, color=COLORS["policy"], lw=0.8, alpha=0.5)
             axes.plot(*trajectory[0], ".", color=COLORS["policy"], ms=4)
-        axes.plot(*maze.cur_goal_xy, "*", color=COLORS["goal"], ms=18, label="goal")
-        axes.set(title=f"{name} task {task}: {len(paths)} episodes", xticks=[], yticks=[])
+        axes.plot(*env.get_wrapper_attr("cur_goal_xy"), "*", color=COLORS["goal"], ms=18, label="goal")
+        title = f"{name} task {task}" if task else name
+        axes.set(title=f"{title}: {len(paths)} episodes", xticks=[], yticks=[])
         axes.autoscale_view()
         env.close()
     axes.set_aspect("equal")

@@ -1,6 +1,7 @@
 """What a result depends on besides its arguments: versions, commit, device, physics."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
 from pathlib import Path
@@ -26,7 +27,9 @@ def circumstances(dataset: Dataset) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "ogbench", "gymnasium", "mujoco")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    extra = ("h5py", "minari", "gymnasium-robotics")  # d4rl
+    installed = [name for name in extra if importlib.util.find_spec(name.replace("-", "_"))]
+    return {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in (*packages, *installed)}
 
 
 def git_commit() -> str | None:

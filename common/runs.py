@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError, checkpoints, cli
+from common import UserError, checkpoints, cli, d4rl
 from common.checkpoints import write_atomically
 from common.cli import Args, say
 from common.plots import draw_run
@@ -40,7 +40,8 @@ try:
 except ImportError:  # not on Windows: there, nothing keeps two processes out of one run directory
     fcntl = None  # type: ignore[assignment]
 
-EVALUATED = ("success", "support", "return", "length")  # what an evaluation can report, in the order of metrics.csv
+# What an evaluation can report, in the order of metrics.csv.
+EVALUATED = ("success", "support", "return", "length", "normalized")
 
 
 @dataclass
@@ -188,6 +189,8 @@ class Run:
         """Logs what an Evaluator returned (nothing if it was stopped on the way)."""
         if results is None:
             return
+        if self.dataset.reference:
+            results |= {"normalized": d4rl.normalized(results["return"], self.dataset.reference)}
         self.rollouts = results
         means = {name: results[name].mean(axis=1) for name in EVALUATED if name in results}
         self.done.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
@@ -325,11 +328,12 @@ def _open_metrics(path: Path, columns: Sequence[str], done: Progress):
 
 def make_result(args: Args, dataset: Dataset, done: Progress) -> dict[str, Any]:
     """What result.json holds. The benchmark's score: on OGBench the success of the last three evaluations, elsewhere of
-    the last one. Where the environment knows no success, the return."""
-    name = "success" if "success" in done.evaluations[-1] else "return"
+    the last one. On D4RL it is the normalized return, and the return where the environment knows no success."""
+    name = next(name for name in ("normalized", "success", "return") if name in done.evaluations[-1])
     values = np.array([evaluation[name] for evaluation in done.evaluations if evaluation["step"] > 0])
     counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
     score = counted.mean(axis=0)
+    what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
     return {
         "algo": cli.algorithm_name(type(args)),
         "env": dataset.name,
@@ -338,7 +342,7 @@ def make_result(args: Args, dataset: Dataset, done: Progress) -> dict[str, Any]:
         "steps": done.step,
         "score": float(score.mean()),
         "score_per_seed": score.tolist(),
-        "score_is": f"mean {name} of the last {len(counted)} evaluations",
+        "score_is": f"mean {what} of the last {len(counted)} evaluations",
         "last_per_seed": values[-1].tolist(),
         "best_per_seed": values.max(axis=0).tolist(),
         "evaluations": done.evaluations,

@@ -39,7 +39,7 @@ class Dataset:
     """makes one evaluation environment, with gymnasium's render_mode if given; can be sent to another process"""
     source: str
     """official (downloaded from OGBench's host by this program), unverified (an OGBench file from elsewhere),
-    collected, builtin, or user"""
+    collected, builtin, d4rl or minari (d4rl.py), or user"""
     path: str | None
     sha256: str | None
     observations: np.ndarray  # (R, S) float32
@@ -51,6 +51,10 @@ class Dataset:
     next_observations: np.ndarray | None = None  # (R, S), only where it is not the next row's observation
     collection: dict | None = None
     """how collected data were made (common/collect)"""
+    environment: str | None = None
+    """what `make_env` makes, where `name` does not say it"""
+    reference: tuple[float, float] | None = None
+    """returns that are scores of 0 and 100, where the benchmark has such (D4RL)"""
 
     @property
     def observation_dim(self) -> int:
@@ -78,6 +82,7 @@ class Dataset:
             "action_dim": self.action_dim,
             "sha256": self.sha256,
             "collection": self.collection,
+            "environment": self.environment or self.name,
         }
 
     def summary(self) -> str:

@@ -188,7 +188,7 @@ def test_rewards_are_treated_as_by_the_authors(hopper_file, tmp_path):
     r = np.array([x[2] for x in row_by_row(arrays, 1000)])
     returns = [r[:4].sum(), r[4:9].sum(), r[9:].sum()]
     expected = {
-        None: r,
+        "usual": r,
         "minus_one": r - 1,
         "cql_antmaze": 4 * (r - 0.5),
         "standardized": (r - r.mean()) / r.std(ddof=1),
