@@ -1,6 +1,9 @@
 """D4RL's names, files and environments, on files and roll-outs made here: D4RL's own cannot be had in a test."""
 
+import dataclasses
+import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +16,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from common import UserError, d4rl, d4rl_environments
+from common import UserError, cli, d4rl, d4rl_environments
 from common.d4rl_environments import make_env, minari_maze
+from common.datasets import load_dataset
+from common.environments import BANDITS, OGBENCH_NAMES
 
 
 def needs(*packages: str):
@@ -486,6 +491,101 @@ def test_first_steps_are_those_of_mujoco_before_3_5(task):
     np.testing.assert_allclose(observation[-6:], expected, atol=tolerance)
 
 
+# ------------------------------------------------------------------------------------------------------------- scripts
+
+
+def record(path: Path, task: str, rows: int = 90) -> Path:
+    """Random actions in a task's environment, in D4RL's layout. On antmaze the ant goes on at the goal, as there."""
+    env, rng = make_env(task, "d4rl", 40), np.random.default_rng(0)
+    columns = {name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    state, _ = env.reset(seed=0)
+    for _ in range(rows):
+        action = rng.uniform(-1, 1, env.action_space.shape)
+        next_state, reward, terminated, truncated, _ = env.step(action)
+        for column, value in zip(columns.values(), (state, action, reward, terminated, truncated and not terminated)):
+            column.append(value)
+        state = env.reset()[0] if terminated or truncated else next_state
+    env.close()
+    numbers = {name: np.array(x, np.float32) for name, x in columns.items()}
+    return write_hdf5(path, numbers | {name: numbers[name] > 0 for name in ("terminals", "timeouts")})
+
+
+SMALL = dict(
+    hidden_dims=(8, 8), batch_size=8, log_every=2, eval_every=2, save_every=2, eval_episodes=2, eval_workers=1,
+    progress=False,
+)  # fmt: skip
+
+
+def run(name: str, env: str, folder: Path, resume: bool = False) -> dict:
+    """Two updates through a script's main; with `resume`, two more after a new start. Returns result.json."""
+    script = importlib.import_module(name)
+    options = dict(data_dir=str(folder), runs_dir=str(folder / "runs"), data="cache")
+    if name in ("idql", "diffusion_ql"):
+        options |= dict(num_samples=2)
+    directory = script.main(script.args_for(env, steps=2, **SMALL, **options))
+    if resume:
+        assert script.main(cli.parse(script.Args, script.PRESETS, ["--resume", str(directory), "--steps", "4"]))
+    return json.loads((directory / "result.json").read_text())
+
+
+@needs("h5py", "gymnasium_robotics")
+@pytest.mark.parametrize("name, env, file, environment", [
+    ("driftql", "hopper-medium-expert", "hopper_medium_expert-v2.hdf5", "Hopper-v4"),
+    ("fql", "antmaze-umaze", d4rl.TASKS["antmaze-umaze"].files["v2"], "D4RL's maze with OGBench's ant"),
+    ("drol", "pen-human-v1", "pen-human-v1.hdf5", "AdroitHandPen-v1"),
+    ("diffusion_ql", "antmaze-umaze-v0", d4rl.TASKS["antmaze-umaze"].files["v0"], "D4RL's maze with OGBench's ant"),
+    ("idql", "hopper-medium", "hopper_medium-v2.hdf5", "Hopper-v4"),
+])  # fmt: skip
+def test_scripts_train_on_d4rls_layout(name, env, file, environment, tmp_path):
+    task, version = d4rl.resolve(env)
+    path = tmp_path / Path(file).name
+    record(path, task)
+    result = run(name, env, tmp_path)
+    assert result["env"] == f"{task}-{version}"
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [0, 2]
+    last = result["evaluations"][-1]
+    np.testing.assert_allclose(last["normalized"], d4rl.normalized(last["return"], d4rl.TASKS[task].reference))
+    assert result["score_per_seed"] == last["normalized"]
+    assert result["score_is"] == "mean normalized return 100 (R - min) / (max - min) of the last 1 evaluations"
+    data = result["dataset"]
+    assert (data["source"], data["path"], data["environment"]) == ("d4rl", str(path), environment)
+    assert len(data["sha256"]) == 64
+    assert result["physics"]["geom_margin"] and result["versions"]["mujoco"] and result["versions"]["h5py"]
+
+
+@needs("minari", "h5py", "gymnasium_robotics")
+@pytest.mark.filterwarnings("ignore")
+def test_a_script_trains_on_minaris_data_and_goes_on(tmp_path, monkeypatch):
+    collect(tmp_path, d4rl.TASKS["pen-human"].minari, "AdroitHandPen-v1", [20, 20], monkeypatch)
+    result = run("driftql", "pen-human", tmp_path, resume=True)
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [0, 2, 4]
+    assert result["dataset"]["source"] == "minari"
+    assert result["dataset"]["path"].endswith(d4rl.TASKS["pen-human"].minari)
+    assert result["score_is"].startswith("mean normalized return")
+    assert "success" not in result["evaluations"][-1]  # of the hand's last step
+
+
+def test_all_presets_of_d4rl_are_for_its_tasks():
+    authors = {"driftql": 27, "fql": 18, "drol": 18, "diffusion_ql": 20, "idql": 27}
+    for name, count in authors.items():
+        script = importlib.import_module(name)
+        others = {*OGBENCH_NAMES, *BANDITS}
+        assert len([env for env in script.PRESETS if env not in others]) == count
+        assert set(script.PRESETS) - others <= set(d4rl.TASKS)
+        with_version = script.args_for("antmaze-large-play-v0")
+        assert dataclasses.replace(with_version, env="antmaze-large-play") == script.args_for("antmaze-large-play")
+    import diffusion_ql
+    import driftql
+    import idql
+
+    assert driftql.args_for("hopper-medium-expert-v2").alpha == 600
+    assert driftql.args_for("antmaze-large-play").steps == 500_000
+    assert diffusion_ql.args_for("pen-human").rewards == "standardized"
+    assert diffusion_ql.args_for("antmaze-umaze-v0").rewards == "cql_antmaze"
+    assert idql.args_for("walker2d-medium").rewards == "returns_1000"
+    assert idql.args_for("antmaze-umaze").rewards == "usual"
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -579,6 +679,23 @@ def test_without_the_extra_one_line_says_what_to_install(package, call, tmp_path
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
     assert f"needs {package}: uv pip install -e '.[d4rl]'" in error_of(call, tmp_path)
+
+
+def test_other_data_have_no_treatment_of_rewards_and_d4rls_no_tasks():
+    assert "belongs to D4RL" in error_of(load_dataset, "bandit", rewards="standardized")
+    assert "belongs to OGBench" in error_of(load_dataset, "hopper-medium", task=2)
+    assert "did you mean hopper-medium" in error_of(load_dataset, "hopper-mediun")
+
+
+def test_ogbenchs_runs_import_nothing_of_the_extra(data_dir):
+    names = "('jax', 'h5py', 'minari', 'gymnasium_robotics')"
+    script = f"""import sys
+from common.datasets import load_dataset
+load_dataset("pointmaze-medium-navigate", data="cache", data_dir={str(data_dir)!r}).make_env()
+load_dataset("bandit")
+print([name for name in {names} if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_importing_it_imports_nothing_of_the_extra():
