@@ -77,8 +77,6 @@ class Args(cli.Args):
     """TD target from the best of ten actions (the authors' antmaze runs)"""
     num_samples: int = 50
     """actions to choose from when acting"""
-    rewards: Literal["usual", "cql_antmaze", "standardized"] = "usual"
-    """on D4RL: r - 1 on antmaze and raw elsewhere; 4 (r - 0.5); (r - mean) / std"""
     lr_decay: bool = False
     """let both learning rates fall to 0 over --steps, as half a cosine; not what the published numbers had"""
 

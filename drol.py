@@ -239,7 +239,9 @@ def train_chunk(
 def main(args: Args) -> Path:
     """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
     args = cli.prepare(args)
-    dataset = load_dataset(args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes)
+    dataset = load_dataset(
+        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+    )
     cli.say(dataset.summary())
     agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 

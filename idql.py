@@ -30,7 +30,7 @@ evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the a
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -73,8 +73,6 @@ class Args(cli.Args):
     """actions to choose from when acting"""
     actor_target_rate: float = 0.001
     """how far the target actor, which acts, moves per step of the actor"""
-    rewards: Literal["usual", "returns_1000"] = "usual"
-    """on D4RL: r - 1 on antmaze and raw elsewhere; 1000 r / (best return - worst return)"""
     sampling_temperature: float = 1.0
     """scale of the noise in the reverse steps"""
 

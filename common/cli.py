@@ -70,6 +70,9 @@ class DataArgs:
     dataset: str | None = None
     """your own npz file, or one in OGBench's format for an OGBench --env, or an HDF5 file in D4RL's layout for a D4RL
     --env (formats: common/transitions.py, common/d4rl.py)"""
+    rewards: Literal["usual", "cql_antmaze", "standardized", "returns_1000"] = "usual"
+    """of D4RL, as the presets' authors treat them: r - 1 on antmaze and raw elsewhere; 4 (r - 0.5); (r - mean) / std;
+    1000 r / (best return - worst return)"""
 
 
 @dataclass(frozen=True)
