@@ -34,8 +34,7 @@ def over_seeds(train_chunk: Callable, state: Any) -> Callable:
     """`train_chunk(state, buffer) -> (state, metrics)` of one seed as a function of all seeds, a leading axis of state
     and metrics.
 
-    One seed runs without that axis: inside a loop it makes XLA copy the parameters. Several seeds run side by side; on a
-    CPU, whose cores one seed keeps busy, one after the other.
+    One seed runs without that axis, with which XLA copies the parameters at every update of the loop.
     """
     leaves = jax.tree.leaves(state)
     if len(leaves[0]) == 1:
@@ -45,8 +44,6 @@ def over_seeds(train_chunk: Callable, state: Any) -> Callable:
             return jax.tree.map(lambda x: x[None], train_chunk(one, buffer))
 
         return alone
-    if jax.default_backend() == "cpu" and len(jax.devices()) == 1:
-        return lambda state, buffer: jax.lax.map(lambda one: train_chunk(one, buffer), state)
     return jax.vmap(train_chunk, in_axes=(0, None))
 
 
