@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -291,7 +292,10 @@ def _download(minari_id: str, folder: Path, reason: str) -> None:
         with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
             urllib.request.urlopen(host, timeout=5).close()
         minari.download_dataset(minari_id)
-    except Exception as error:  # of the network or the host, from several packages
+    except BaseException as error:  # of the network or the host, from several packages; Ctrl-C
+        shutil.rmtree(folder / minari_id, ignore_errors=True)  # next time, a part would be taken for the whole
+        if not isinstance(error, Exception):
+            raise
         why = str(getattr(error, "reason", error)).splitlines() or [type(error).__name__]
         raise UserError(f"{reason}, and Minari's {minari_id} cannot be downloaded from {host}: {why[0]}.") from None
 

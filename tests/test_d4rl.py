@@ -3,11 +3,13 @@
 import dataclasses
 import importlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import urllib.request
 from operator import attrgetter
 from pathlib import Path
 
@@ -666,6 +668,29 @@ def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch):
     began = time.monotonic()
     assert "cannot be downloaded from http://127.0.0.1:9" in error_of(d4rl.load, "pen-human", "v1", data="download")
     assert time.monotonic() - began < 8
+
+
+@needs("minari", "h5py", "gymnasium_robotics")
+@pytest.mark.filterwarnings("ignore")
+def test_a_download_is_whole_or_not_there(tmp_path, monkeypatch):
+    import minari
+
+    minari_id, answer = d4rl.TASKS["hopper-medium"].minari, io.BytesIO()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: answer)
+
+    def cut_short(_):
+        (tmp_path / minari_id / "data").mkdir(parents=True)
+        raise OSError("connection lost\nand more")
+
+    monkeypatch.setattr(minari, "download_dataset", cut_short)
+    error = error_of(d4rl.load, "hopper-medium", "v2", data_dir=str(tmp_path))
+    assert error.endswith("cannot be downloaded from https://huggingface.co: connection lost.")
+    assert not (tmp_path / minari_id).exists()
+
+    monkeypatch.setattr(
+        minari, "download_dataset", lambda _: collect(tmp_path, minari_id, "Hopper-v5", [5], monkeypatch)
+    )
+    assert len(d4rl.load("hopper-medium", "v2", data_dir=str(tmp_path)).rows) == 5
 
 
 @pytest.mark.parametrize("package, call", [
