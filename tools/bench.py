@@ -9,34 +9,44 @@ FLOPs per update come from XLA's cost analysis of one update.
     python tools/bench.py                                                         # all; antmaze shapes and presets
     python tools/bench.py driftql fql --env pointmaze-medium-navigate --dims 2 2  # two of them, the small presets
     python tools/bench.py driftql --num-seeds 8 --rounds 5                        # any argument of the scripts too
+    python tools/bench.py --json bench.json                                       # all figures, each round's too
 
 The data are random numbers of the right shape: speed does not depend on them. For DROL a line below the table says what
 it saves that critic and gradient are evaluated for the winning candidate only.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import itertools
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import UserError, runs
+from common import UserError, cli
 from common.buffers import make_buffer, sample
+from common.checkpoints import write_atomically
 from common.critics import Critic
-from common.datasets import Dataset
+from common.provenance import device_summary, git_commit, versions
+from common.seeds import compile_over_seeds, place, seed_keys
+from common.transitions import Dataset
 
-SCRIPTS = sorted(path.stem for path in Path(__file__).parent.parent.glob("*.py"))
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "def make_agent(" in path.read_text())
 MATMUL = 2048  # rows and columns of the product that measures the ceiling
 
 
@@ -46,7 +56,7 @@ def random_dataset(observation_dim: int, action_dim: int, size: int = 200_000) -
     return Dataset(
         name="random",
         task=None,
-        make_env=None,
+        make_env=gymnasium.Env,  # nobody asks for one
         source="builtin",
         path=None,
         sha256=None,
@@ -70,29 +80,23 @@ def seconds_per_call(call: Callable[[], object], budget: float) -> float:
             return elapsed / count
 
 
-def make_scan(agent, args, dataset: Dataset, num_updates: int) -> Callable[[], object]:
-    """`num_updates` updates of all seeds in one dispatch, as in the script's `main`."""
+def make_scan(script: ModuleType, agent: Any, args: cli.Args, dataset: Dataset, num_updates: int) -> Callable[[], None]:
+    """`num_updates` updates of all seeds in one dispatch, compiled as in the script's `main`."""
 
-    def train_chunk(state, buffer):
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            return agent.update(state._replace(key=key), sample(buffer, batch_key, args.batch_size))
+    def train_interval(state, buffer):
+        return script.train_chunk(agent, state, buffer, args.batch_size, num_updates)
 
-        state, metrics = jax.lax.scan(step, state, length=num_updates)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    state, buffer = runs.place(jax.vmap(agent.init)(runs.seed_keys(args)), make_buffer(dataset))
-    train = jax.jit(jax.vmap(train_chunk, in_axes=(0, None)), donate_argnums=0).lower(state, buffer).compile()
+    state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+    train, _ = compile_over_seeds(train_interval, state, buffer)
     held = [state]
 
     def call():
-        held[0], metrics = train(held[0], buffer)
-        jax.block_until_ready(metrics)
+        held[0], *_ = train(held[0], buffer)
 
     return call
 
 
-def make_host(agent, args, dataset: Dataset, num_updates: int) -> Callable[[], object]:
+def make_host(agent: Any, args: cli.Args, dataset: Dataset, num_updates: int) -> Callable[[], None]:
     """The same number of updates of one seed, each with a batch gathered by NumPy and a dispatch of its own."""
     rng = np.random.default_rng(0)
     fields = {
@@ -132,7 +136,7 @@ def make_ceiling() -> Callable[[], object]:
     return lambda: multiply(a, a).block_until_ready()
 
 
-def make_act(agent, observation_dim: int, batch: int) -> Callable[[], object]:
+def make_act(agent: Any, observation_dim: int, batch: int) -> Callable[[], object]:
     """One call of the policy, observation on the host to action on the host."""
     state, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(1)
     observations = np.zeros((batch, observation_dim), np.float32)
@@ -141,49 +145,51 @@ def make_act(agent, observation_dim: int, batch: int) -> Callable[[], object]:
     return lambda: np.asarray(act(state, observations, key))
 
 
-def what_routing_saves(drol, args, dims: tuple[int, int], rounds: int, seconds: float) -> str:
+def what_routing_saves(drol: ModuleType, args: Any, dims: tuple[int, int], rounds: int, seconds: float) -> dict:
     """DROL's actor gradient as in `drol.py`, with the gradient through all K candidates, and with the critic at all of
-    them too. A test shows that the first and the last are equal."""
+    them too; the three are equal. Returns way -> median milliseconds and GFLOP."""
     state, key = drol.make_agent(args, *dims).init(jax.random.PRNGKey(0)), jax.random.PRNGKey(1)
     batch = sample(make_buffer(random_dataset(*dims, size=10_000)), key, args.batch_size)
     actor, critic = drol.Actor(args.hidden_dims, dims[1]), Critic(args.hidden_dims)
-    shape = (args.batch_size, args.num_candidates, dims[1])
 
     def loss(actor_params, state, batch, way):
-        def draw(params, latents):
+        def draw(params, latents):  # (B, K, A) -> observations (B, K, S) and actions (B, K, A)
             repeated = jnp.repeat(batch["observations"][:, None], latents.shape[1], axis=1)
             return repeated, jnp.clip(actor.apply(params, repeated, latents), -1, 1)
 
-        latents = drol.sample_latents(key, shape)
-        observations, candidates = draw(state.params["actor"] if way == "winner" else actor_params, latents)
+        latents = drol.sample_latents(key, (args.batch_size, args.num_candidates, dims[1]))
+        repeated, candidates = draw(state.params["actor"] if way == "winner" else actor_params, latents)
         winner = drol.route(candidates, batch["actions"])[:, None, None]
         if way == "winner":
-            observations, candidates = draw(actor_params, jnp.take_along_axis(latents, winner, axis=1))
-        elif way == "gradient through all":
-            observations, candidates = observations[:, :1], jnp.take_along_axis(candidates, winner, axis=1)
-        q = critic.apply(state.params["critic"], observations, candidates)
-        return drol.routed_loss(candidates, batch["actions"], q, args.bc_coef, args.q_coef)[0]
+            repeated, winners = draw(actor_params, jnp.take_along_axis(latents, winner, axis=1))
+        else:
+            winners = jnp.take_along_axis(candidates, winner, axis=1)
+        if way == "critic at all too":
+            q = critic.apply(state.params["critic"], repeated, candidates)  # (2, B, K)
+            q = jnp.take_along_axis(q, winner[None, :, :, 0], axis=2)
+        else:
+            q = critic.apply(state.params["critic"], repeated[:, :1], winners)
+        return drol.routed_loss(winners[:, 0], batch["actions"], q[:, :, 0], args.bc_coef, args.q_coef)[0]
 
     ways = ("winner", "gradient through all", "critic at all too")
     gradients = {way: functools.partial(jax.grad(loss), way=way) for way in ways}
     inputs = (state.params["actor"], state, batch)
     compiled = {way: jax.jit(gradient) for way, gradient in gradients.items()}
-    times = {way: [] for way in ways}
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for call in compiled.values():
         jax.block_until_ready(call(*inputs))
     for _, (way, call) in itertools.product(range(rounds), compiled.items()):
         times[way].append(seconds_per_call(lambda call=call: jax.block_until_ready(call(*inputs)), seconds))
-    figures = [
-        f"{way} {statistics.median(times[way]) * 1e3:.3g} ms, {flops(gradients[way], *inputs) / 1e9:.3g} GFLOP"
-        for way in ways
-    ]
-    return f"drol: gradient of the actor loss, {args.num_candidates} candidates: {'; '.join(figures)}"
+    return {
+        way: {"ms": statistics.median(times[way]) * 1e3, "gflop": flops(gradients[way], *inputs) / 1e9} for way in ways
+    }
 
 
-def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv: list[str]) -> dict:
-    """All figures of one script; times in seconds, speeds per second."""
+def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv: list[str]) -> dict[str, Any]:
+    """All figures of one script, units in their names. dims: observation and action dimension; argv: arguments of the
+    script. Raises UserError for wrong ones."""
     script = importlib.import_module(name)
-    args = runs.parse(script.Args, script.PRESETS, argv)
+    args = cli.parse(script.Args, script.PRESETS, argv)
     dataset = random_dataset(*dims)
     agent = script.make_agent(args, *dims)
 
@@ -191,39 +197,69 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
     once = seconds_per_call(probe, min(1.0, seconds))
     # As many updates per dispatch as fit into a round, at most the script's own interval.
     num_updates = int(np.clip(seconds / once, 1, args.log_every))
-    calls = {
-        "scan": make_scan(agent, args, dataset, num_updates),
+    calls: dict[str, Callable[[], object]] = {
+        "scan": make_scan(script, agent, args, dataset, num_updates),
         "host": make_host(agent, args, dataset, num_updates),
         "ceiling": make_ceiling(),
-        "act 1": make_act(agent, dims[0], 1),
-        "act 256": make_act(agent, dims[0], 256),
+        "act_1": make_act(agent, dims[0], 1),
+        "act_256": make_act(agent, dims[0], 256),
     }
-    times = {key: [] for key in calls}
+    times: dict[str, list[float]] = {key: [] for key in calls}
     for call in calls.values():
         call()  # once unmeasured
     for i in range(rounds):
         for key, call in calls.items():
             times[key].append(seconds_per_call(call, seconds if key in ("scan", "host") else min(0.5, seconds)))
         speed = num_updates * args.num_seeds / times["scan"][-1]
-        print(f"{name}, round {i + 1} of {rounds}: scan {speed:,.1f} updates/s", file=sys.stderr)
+        cli.say(f"{name}, round {i + 1} of {rounds}: scan {speed:,.1f} updates/s")
     median = {key: statistics.median(values) for key, values in times.items()}
     batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), args.batch_size)
-    per_update = flops(agent.update, agent.init(jax.random.PRNGKey(0)), batch)
-    scan = num_updates * args.num_seeds / median["scan"]
+    gflop = flops(agent.update, agent.init(jax.random.PRNGKey(0)), batch) / 1e9
+    scan, ceiling = num_updates * args.num_seeds / median["scan"], 2 * MATMUL**3 / median["ceiling"] / 1e9
     return {
         "script": name,
-        "scan": scan,
-        "host": num_updates / median["host"],
-        "ratio": statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"])),
-        "gflop": per_update / 1e9,
-        "gflops": per_update * scan / 1e9,
-        "ceiling": 2 * MATMUL**3 / median["ceiling"] / 1e9,
+        "num_seeds": args.num_seeds,
+        "updates_per_dispatch": num_updates,
+        "scan_updates_per_second": scan,  # of all seeds together
+        "host_updates_per_second": num_updates / median["host"],
+        "scan_over_host": statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"])),
+        "gflop_per_update": gflop,
+        "gflop_per_second": gflop * scan,
+        "ceiling_gflop_per_second": ceiling,
+        "share_of_ceiling": gflop * scan / ceiling,
         # One after the other, to choose an action: the reverse steps of a diffusion, then the critic on the samples.
-        "passes": args.diffusion_steps + 1 if hasattr(args, "diffusion_steps") else 1,
-        "act 1": median["act 1"],
-        "act 256": median["act 256"],
-        "note": what_routing_saves(script, args, dims, rounds, min(2.0, seconds)) if name == "drol" else None,
+        "passes_per_action": args.diffusion_steps + 1 if hasattr(args, "diffusion_steps") else 1,
+        "act_1_ms": median["act_1"] * 1e3,
+        "act_256_ms": median["act_256"] * 1e3,
+        "seconds_per_call_of_each_round": times,
+        "routing": what_routing_saves(script, args, dims, rounds, min(2.0, seconds)) if name == "drol" else None,
     }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures of `measure` in Markdown."""
+    columns = {
+        "script": "{script}",
+        "scan, updates/s": "{scan_updates_per_second:,.1f}",
+        "host, updates/s": "{host_updates_per_second:,.1f}",
+        "scan / host": "{scan_over_host:.2f}",
+        "GFLOP/update": "{gflop_per_update:.3g}",
+        "GFLOP/s": "{gflop_per_second:,.0f}",
+        "ceiling, GFLOP/s": "{ceiling_gflop_per_second:,.0f}",
+        "share": "{share_of_ceiling:.0%}",
+        "passes per action": "{passes_per_action}",
+        "act, 1 observation": "{act_1_ms:.2f} ms",
+        "act, 256": "{act_256_ms:.2f} ms",
+    }
+    lines = [" | ".join(columns), "|".join("---" for _ in columns)]
+    lines += [" | ".join(columns.values()).format(**row) for row in rows]
+    notes = [
+        "\ndrol: gradient of the actor loss: "
+        + "; ".join(f"{way} {x['ms']:.3g} ms, {x['gflop']:.3g} GFLOP" for way, x in row["routing"].items())
+        for row in rows
+        if row["routing"]
+    ]
+    return "\n".join([*(f"| {line} |" for line in lines), *notes])
 
 
 def main() -> None:
@@ -231,32 +267,28 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="bench.py [SCRIPT ...] [options] [arguments of the scripts]",
+        allow_abbrev=False,
     )
     parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     # By hand, because argparse would take the values of the scripts' own arguments for names of scripts.
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
     known, rest = parser.parse_known_args(sys.argv[1 + len(names) :])
-    for name in names:
-        if name not in SCRIPTS:
-            sys.exit(f"bench: error: no script '{name}'; there are {', '.join(SCRIPTS)}.")
-    try:
-        rows = [measure(name, tuple(known.dims), known.rounds, known.seconds, rest) for name in names or SCRIPTS]
-    except UserError as error:
-        sys.exit(f"bench: error: {error}")
-    print(f"\n{runs.device_summary()}\n")
-    columns = ["script", "scan, updates/s", "host, updates/s", "scan / host", "GFLOP/update", "GFLOP/s"]
-    columns += ["ceiling, GFLOP/s", "share", "passes per action", "act 1", "act 256"]
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in rows:
-        print(
-            f"| {row['script']} | {row['scan']:,.1f} | {row['host']:,.1f} | {row['ratio']:.2f} | {row['gflop']:.3g} "
-            f"| {row['gflops']:,.0f} | {row['ceiling']:,.0f} | {row['gflops'] / row['ceiling']:.0%} "
-            f"| {row['passes']} | {row['act 1'] * 1e3:.2f} ms | {row['act 256'] * 1e3:.2f} ms |"
-        )
-    for note in filter(None, (row["note"] for row in rows)):
-        print(f"\n{note}")
+    with cli.one_line_errors("bench"):
+        for name in names:
+            if name not in SCRIPTS:
+                raise UserError(f"no script '{name}'; there are {', '.join(SCRIPTS)}.")
+        if min(*known.dims, known.rounds, known.seconds) <= 0:
+            raise UserError("--dims, --rounds and --seconds must be positive.")
+        with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
+            rows = [measure(name, tuple(known.dims), known.rounds, known.seconds, rest) for name in names or SCRIPTS]
+        print(f"\n{device_summary()}\n\n{table(rows)}")
+        if known.json:
+            about = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
+            about |= {"command": ["tools/bench.py", *sys.argv[1:]], "rows": rows}
+            write_atomically(known.json, json.dumps(about, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common.pictures import COLORS
-
-from common.buffers import make_buffer, sample
-from common.datasets import BANDITS, load_dataset
+from common.buffers import make_buffer
+from common.datasets import load_dataset
+from common.environments import BANDITS
+from common.plots import COLORS, pyplot
 
 ROOT = Path(__file__).parent.parent
 TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
@@ -32,18 +32,12 @@ NUM_ACTIONS = 1_000
 def policy_actions(name: str, env: str, seed: int, bar: tqdm) -> dict[int, np.ndarray]:
     """Trains one script on its preset. Returns updates -> (NUM_ACTIONS, 2) actions of the agent, early and late."""
     script = importlib.import_module(name)
-    args = script.Args(env=env, **script.PRESETS[env])
-    dataset = load_dataset(env)
+    args, dataset = script.args_for(env), load_dataset(env)
     agent = script.make_agent(args, dataset.observation_dim, dataset.action_dim)
 
     @jax.jit
     def train(state, buffer):
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            batch = sample(buffer, batch_key, args.batch_size)
-            return agent.update(state._replace(key=key), batch)[0], None
-
-        return jax.lax.scan(step, state, length=args.steps // CHUNKS)[0]
+        return script.train_chunk(agent, state, buffer, args.batch_size, args.steps // CHUNKS)[0]
 
     state, buffer, actions = agent.init(jax.random.PRNGKey(seed)), make_buffer(dataset), {}
     observations = jnp.ones((NUM_ACTIONS, dataset.observation_dim))
@@ -57,11 +51,7 @@ def policy_actions(name: str, env: str, seed: int, bar: tqdm) -> dict[int, np.nd
 
 def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
     """Data in the first column, then one column per script: early above, late below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     data = load_dataset(env).actions[:2_000]
     figure, axes = plt.subplots(2, 1 + len(names), figsize=(2.6 * (1 + len(names)), 5.6), squeeze=False)
     for panel in axes.flat:
