@@ -1,0 +1,136 @@
+"""Plays the policy of a run again: `python tools/play.py RUN`.
+
+    python tools/play.py runs/...                                       # the run's last evaluation, all seeds
+    python tools/play.py runs/... --episodes 500 --seed 1 --task 3      # more episodes, one seed, another task
+    python tools/play.py runs/... --film film.gif --rollouts where.png  # of the first seed
+    python tools/play.py runs/... --pictures                            # curve.png and rollouts.png of the run anew
+
+An episode depends on the seed, the checkpoint's step and its own number alone: the first ones are those of the run's
+last evaluation. Another task has another start and goal; the policy still does what it was trained for.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common import UserError, cli
+from common.checkpoints import load_policy
+from common.datasets import load_dataset
+from common.environments import BANDITS, Bandit, make_ogbench_env, make_user_env, resolve_name
+from common.evaluation import Evaluator
+from common.plots import draw_rollouts, draw_run, pyplot, save_film
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    run: Annotated[str, tyro.conf.Positional]
+    """directory of the run"""
+    episodes: int | None = None
+    """per seed; None is the run's --eval-episodes"""
+    task: int | None = None
+    """OGBench task, 1 to 5; None is the run's"""
+    seed: int | None = None
+    """which one of the run's seeds; None is all"""
+    workers: int | None = None
+    """processes that run environments; None is one per core"""
+    film: Path | None = None
+    """animated GIF of the first episode (needs OpenGL; without a screen set MUJOCO_GL=egl)"""
+    rollouts: Path | None = None
+    """picture of where the episodes went, in a maze or on a bandit"""
+    pictures: bool = False
+    """draw the pictures of a run that has ended anew, in its directory"""
+    progress: bool = True
+    """show a progress bar on a terminal"""
+
+
+def env_maker(name: str, task: int | None) -> Callable[..., gymnasium.Env]:
+    """What makes the environment of a run, without its data. task: None for bandits and one's own environments. Can be
+    sent to another process, because it consists of functions of `common`."""
+    if name in BANDITS:
+        return functools.partial(Bandit, name)
+    return functools.partial(make_user_env, name) if task is None else functools.partial(make_ogbench_env, name, task)
+
+
+def play(args: Args) -> dict[str, Any]:
+    """Plays and draws what `args` ask for. Returns the evaluation's results (common/evaluation.py).
+
+    Raises UserError for what is not there or cannot be drawn."""
+    config = cli.read_config(args.run)
+    run_args, name = config["args"], config["dataset"]["name"]
+    has_tasks = config["dataset"]["source"] not in ("builtin", "user")
+    if args.task is not None and not has_tasks:
+        raise UserError(f"--task {args.task}: {name} has no tasks.")
+    if args.pictures and (args.task, args.episodes, args.seed) != (None, None, None):
+        raise UserError("--pictures shows the run's own evaluation; leave --task, --episodes and --seed out.")
+    if min(args.episodes or 1, args.workers or 1) < 1:
+        raise UserError("--episodes and --workers must be positive.")
+    result = _read_result(Path(args.run)) if args.pictures else {}
+    if args.rollouts or args.pictures:
+        _matplotlib()
+    task = resolve_name(name, args.task or resolve_name(run_args["env"], run_args["task"])[1])[1] if has_tasks else None
+    make_env = env_maker(name, task)
+
+    first, number = (run_args["seed"], run_args["num_seeds"]) if args.seed is None else (args.seed, 1)
+    policies = [load_policy(args.run, first + i) for i in range(number)]
+    state = jax.tree.map(lambda *x: jnp.stack(x), *(policy.state for policy in policies))
+    agent, step = policies[0].agent, policies[0].step
+    settings = dataclasses.replace(
+        policies[0].args,
+        seed=first, num_seeds=number, steps=step, capture_video=args.film is not None, progress=args.progress,
+        eval_episodes=args.episodes or policies[0].args.eval_episodes, eval_workers=args.workers,
+    )  # fmt: skip
+    with Evaluator(settings, make_env, agent.act) as evaluate:
+        results = evaluate(state, step)
+    assert results is not None  # nobody asks for a stop
+
+    cli.say(f"{config['algo']} on {name}{f' task {task}' if task else ''} after {step:,} updates")
+    for i in range(number):
+        cli.say(f"seed {first + i}: {settings.eval_episodes} episodes, {_means(results, i)}")
+    data = load_dataset(name).actions if name in BANDITS else None
+    if args.film and save_film(args.film, results["film"]):
+        cli.say(f"see     {args.film}")
+    if args.rollouts:
+        if not draw_rollouts(args.rollouts, {"env": name, "task": task}, make_env, results["paths"], data):
+            raise UserError(f"--rollouts: {name} is neither a maze nor a bandit.")
+        cli.say(f"see     {args.rollouts}")
+    if args.pictures:
+        drawn = draw_run(Path(args.run), result, make_env, results, data, cli.say)
+        cli.say(f"see     {', '.join(str(path) for path in drawn)}")
+    return results
+
+
+def _means(results: dict[str, Any], i: int) -> str:
+    """Mean of each figure of seed i over episodes, and the standard error of that mean."""
+    figures = {name: np.asarray(x[i]) for name, x in results.items() if name not in ("paths", "film")}
+    return ", ".join(f"{name} {x.mean():.4g} (s.e. {x.std() / np.sqrt(len(x)):.2g})" for name, x in figures.items())
+
+
+def _read_result(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / "result.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{directory}: there is no result.json, so the run has not ended well.") from None
+
+
+def _matplotlib() -> None:
+    try:
+        pyplot()
+    except ImportError as error:
+        raise UserError(f"pictures cannot be drawn: {error}.") from None
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors("play"):
+        play(cli.command_line(Args, sys.argv[1:], program="python tools/play.py"))
