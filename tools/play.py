@@ -25,7 +25,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import UserError, cli
+from common import UserError, cli, d4rl, d4rl_environments
 from common.checkpoints import load_policy
 from common.datasets import load_dataset
 from common.environments import BANDITS, Bandit, make_ogbench_env, make_user_env, resolve_name
@@ -55,12 +55,18 @@ class Args:
     """show a progress bar on a terminal"""
 
 
-def env_maker(name: str, task: int | None) -> Callable[..., gymnasium.Env]:
-    """What makes the environment of a run, without its data. task: None for bandits and one's own environments. Can be
-    sent to another process, because it consists of functions of `common`."""
+def env_maker(config: dict[str, Any], task: int | None) -> Callable[..., gymnasium.Env]:
+    """What makes the environment of a run, without its data. config: of config.json; task: None where there are none.
+    Can be sent to another process, because it consists of functions of `common`."""
+    name, source = config["dataset"]["name"], config["dataset"]["source"]
     if name in BANDITS:
         return functools.partial(Bandit, name)
-    return functools.partial(make_user_env, name) if task is None else functools.partial(make_ogbench_env, name, task)
+    if task is not None:
+        return functools.partial(make_ogbench_env, name, task)
+    if known := d4rl.resolve(name, suggest=False):
+        simulator, steps = "minari" if source == "minari" else "d4rl", d4rl.TASKS[known[0]].steps
+        return functools.partial(d4rl_environments.make_env, known[0], simulator, steps)
+    return functools.partial(make_user_env, name)
 
 
 def play(args: Args) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def play(args: Args) -> dict[str, Any]:
     Raises UserError for what is not there or cannot be drawn."""
     config = cli.read_config(args.run)
     run_args, name = config["args"], config["dataset"]["name"]
-    has_tasks = config["dataset"]["source"] not in ("builtin", "user")
+    has_tasks = config["dataset"]["source"] in ("official", "unverified", "collected")
     if args.task is not None and not has_tasks:
         raise UserError(f"--task {args.task}: {name} has no tasks.")
     if args.pictures and (args.task, args.episodes, args.seed) != (None, None, None):
@@ -80,7 +86,7 @@ def play(args: Args) -> dict[str, Any]:
     if args.rollouts or args.pictures:
         _matplotlib()
     task = resolve_name(name, args.task or resolve_name(run_args["env"], run_args["task"])[1])[1] if has_tasks else None
-    make_env = env_maker(name, task)
+    make_env = env_maker(config, task)
 
     first, number = (run_args["seed"], run_args["num_seeds"]) if args.seed is None else (args.seed, 1)
     policies = [load_policy(args.run, first + i) for i in range(number)]
@@ -94,6 +100,8 @@ def play(args: Args) -> dict[str, Any]:
     with Evaluator(settings, make_env, agent.act) as evaluate:
         results = evaluate(state, step)
     assert results is not None  # nobody asks for a stop
+    if known := d4rl.resolve(name, suggest=False):
+        results["normalized"] = d4rl.normalized(results["return"], d4rl.TASKS[known[0]].reference)
 
     cli.say(f"{config['algo']} on {name}{f' task {task}' if task else ''} after {step:,} updates")
     for i in range(number):
