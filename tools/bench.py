@@ -80,7 +80,7 @@ def seconds_per_call(call: Callable[[], object], budget: float) -> float:
             return elapsed / count
 
 
-def make_scan(script: ModuleType, agent: Any, args: cli.Args, dataset: Dataset, num_updates: int) -> Callable[[], None]:
+def make_scan(script: ModuleType, agent: Any, args: Any, dataset: Dataset, num_updates: int) -> Callable[[], None]:
     """`num_updates` updates of all seeds in one dispatch, compiled as in the script's `main`."""
 
     def train_interval(state, buffer):
@@ -96,7 +96,7 @@ def make_scan(script: ModuleType, agent: Any, args: cli.Args, dataset: Dataset, 
     return call
 
 
-def make_host(agent: Any, args: cli.Args, dataset: Dataset, num_updates: int) -> Callable[[], None]:
+def make_host(agent: Any, args: Any, dataset: Dataset, num_updates: int) -> Callable[[], None]:
     """The same number of updates of one seed, each with a batch gathered by NumPy and a dispatch of its own."""
     rng = np.random.default_rng(0)
     fields = {
@@ -125,7 +125,8 @@ def flops(function: Callable, *inputs) -> float:
     with mock.patch.object(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True)):
         # A function of its own, because an earlier trace of the same one, with loops, would be taken from JAX's cache.
         cost = jax.jit(lambda *inputs: function(*inputs)).lower(*inputs).compile().cost_analysis()
-    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+    costs: Any = cost[0] if isinstance(cost, list) else cost  # older versions of JAX give a list
+    return float(costs["flops"])
 
 
 def make_ceiling() -> Callable[[], object]:
@@ -176,10 +177,14 @@ def what_routing_saves(drol: ModuleType, args: Any, dims: tuple[int, int], round
     inputs = (state.params["actor"], state, batch)
     compiled = {way: jax.jit(gradient) for way, gradient in gradients.items()}
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for call in compiled.values():
+
+    def run(call):
         jax.block_until_ready(call(*inputs))
+
+    for call in compiled.values():
+        run(call)
     for _, (way, call) in itertools.product(range(rounds), compiled.items()):
-        times[way].append(seconds_per_call(lambda call=call: jax.block_until_ready(call(*inputs)), seconds))
+        times[way].append(seconds_per_call(functools.partial(run, call), seconds))
     return {
         way: {"ms": statistics.median(times[way]) * 1e3, "gflop": flops(gradients[way], *inputs) / 1e9} for way in ways
     }
@@ -286,7 +291,7 @@ def main() -> None:
             rows = [measure(name, tuple(known.dims), known.rounds, known.seconds, rest) for name in names or SCRIPTS]
         print(f"\n{device_summary()}\n\n{table(rows)}")
         if known.json:
-            about = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
+            about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
             about |= {"command": ["tools/bench.py", *sys.argv[1:]], "rows": rows}
             write_atomically(known.json, json.dumps(about, indent=2).encode())
 

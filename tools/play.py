@@ -80,7 +80,7 @@ def play(args: Args) -> dict[str, Any]:
         raise UserError(f"--task {args.task}: {name} has no tasks.")
     if args.pictures and (args.task, args.episodes, args.seed) != (None, None, None):
         raise UserError("--pictures shows the run's own evaluation; leave --task, --episodes and --seed out.")
-    if min(args.episodes or 1, args.workers or 1) < 1:
+    if any(x is not None and x < 1 for x in (args.episodes, args.workers)):
         raise UserError("--episodes and --workers must be positive.")
     result = _read_result(Path(args.run)) if args.pictures else {}
     if args.rollouts or args.pictures:

@@ -1,0 +1,84 @@
+"""tools/play.py: a run's policy plays again what the run's last evaluation was, and more."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import driftql
+from common import UserError
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+import play
+
+TINY = dict(hidden_dims=(8,), batch_size=8, num_candidates=2, noise_dim=2, eval_workers=1, progress=False)
+TINY |= dict(steps=4, log_every=2, eval_every=4, save_every=4)
+
+
+@pytest.fixture(scope="module")
+def bandit(tmp_path_factory):
+    """Directory of a run of two seeds, 3 and 4, eight episodes each."""
+    folder = str(tmp_path_factory.mktemp("runs"))
+    return driftql.main(driftql.args_for("bandit", runs_dir=folder, seed=3, num_seeds=2, eval_episodes=8, **TINY))
+
+
+def ask(run, **options):
+    """What play.py finds, with one process and no bar."""
+    return play.play(play.Args(str(run), workers=1, progress=False, **options))
+
+
+def test_the_last_evaluation_again_and_the_pictures_of_it(bandit, capsys):
+    curve, rollouts = bandit / "curve.png", bandit / "rollouts.png"
+    curve.unlink()
+    rollouts.unlink()
+    results, last = ask(bandit, pictures=True), json.loads((bandit / "result.json").read_text())["evaluations"][-1]
+    for name in ("success", "return", "length", "support"):
+        np.testing.assert_array_equal(results[name].mean(axis=1), last[name])
+    assert curve.stat().st_size and rollouts.stat().st_size
+    out = capsys.readouterr().out
+    assert "driftql on bandit after 4 updates" in out
+    assert "seed 3: 8 episodes" in out and "seed 4: 8 episodes" in out
+
+
+def test_one_seed_and_more_episodes_that_begin_with_the_same(bandit, tmp_path):
+    eight, more = ask(bandit), ask(bandit, seed=4, episodes=20, rollouts=tmp_path / "where.png")
+    np.testing.assert_array_equal(more["return"][0, :8], eight["return"][1])
+    assert more["return"].shape == (1, 20)
+    assert (tmp_path / "where.png").stat().st_size
+
+
+def test_a_maze_on_its_own_task_and_another(data_dir, tmp_path):
+    where = dict(data_dir=str(data_dir), data="cache", runs_dir=str(tmp_path))
+    args = driftql.args_for("pointmaze-medium-navigate", eval_episodes=2, **where, **TINY)
+    run = driftql.main(args)
+    results, other = ask(run, rollouts=tmp_path / "where.png"), ask(run, task=3, episodes=1)
+    assert results["success"].shape == (1, 2)
+    assert (tmp_path / "where.png").stat().st_size
+    assert np.linalg.norm(other["paths"][0][0] - results["paths"][0][0]) > 1  # another start
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(task=2), "has no tasks"),
+        (dict(seed=7), "has seeds 3 to 4, not 7"),
+        (dict(episodes=0), "must be positive"),
+        (dict(pictures=True, episodes=3), "leave --task, --episodes and --seed out"),
+        (dict(film="film.gif"), "no pictures"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(bandit, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        ask(bandit, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_neither_a_run_nor_one_that_ended(bandit, tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        ask(tmp_path)
+    (tmp_path / "config.json").write_text((bandit / "config.json").read_text())
+    with pytest.raises(UserError, match=r"no result\.json"):
+        ask(tmp_path, pictures=True)
