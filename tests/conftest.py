@@ -1,40 +1,35 @@
-"""Small real data and ways to run a script, for all tests."""
+"""Fixtures for all tests, and one compilation cache for all processes of a session."""
 
 import os
-import subprocess
+import shutil
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 sys.path.insert(0, str(ROOT))
-pytest.register_assert_rewrite("parity")
+pytest.register_assert_rewrite("helpers", "parity")
 
-from common import runs  # noqa: E402
-from common.datasets import make_ogbench_env  # noqa: E402
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": "",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Before JAX is imported; the workers and the scripts that tests start inherit it.
+    os.environ |= CACHE | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
+
+from helpers import SCRIPTS, write_pointmaze  # noqa: E402
+
+from common import cli  # noqa: E402
 
 
-def write_pointmaze(path: Path, episodes: int = 6, steps: int = 101) -> dict[str, np.ndarray]:
-    """A file in OGBench's format from its own pointmaze environment, with random actions. Also returns the arrays."""
-    env = make_ogbench_env("pointmaze-medium-navigate", 1)
-    rng = np.random.default_rng(0)
-    columns = {"observations": [], "actions": [], "terminals": [], "qpos": []}
-    for episode in range(episodes):
-        observation, _ = env.reset(seed=episode)
-        for i in range(steps):
-            action = rng.uniform(-1, 1, 2).astype(np.float32)
-            row = (observation, action, i == steps - 1, observation)
-            for column, value in zip(columns.values(), row):
-                column.append(value)
-            observation = env.step(action)[0]
-    env.close()
-    arrays = {name: np.array(x, bool if name == "terminals" else np.float32) for name, x in columns.items()}
-    np.savez(path, **arrays)
-    return arrays
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -57,11 +52,10 @@ def fails(monkeypatch, capsys, tmp_path):
     it returns, and that no run directory is left in tmp_path/runs."""
 
     def run(script, *argv) -> str:
-        monkeypatch.setattr(
-            sys, "argv", [f"{script.__name__}.py", "--runs-dir", str(tmp_path / "runs"), *map(str, argv)]
-        )
+        runs_dir = [] if "--resume" in argv or "--runs-dir" in argv else ["--runs-dir", str(tmp_path / "runs")]
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--no-progress", *runs_dir, *map(str, argv)])
         with pytest.raises(SystemExit) as stop:
-            runs.launch(script.main, script.Args, script.PRESETS)
+            cli.launch(script.main, script.Args, script.PRESETS)
         error = capsys.readouterr().err
         assert stop.value.code == 2
         assert error.startswith(f"{script.__name__}: error: ")
@@ -70,19 +64,3 @@ def fails(monkeypatch, capsys, tmp_path):
         return error
 
     return run
-
-
-def start(script: str, *argv, **options) -> subprocess.Popen:
-    """The script as a user starts it, in a process of its own."""
-    command = [sys.executable, str(ROOT / script), "--no-progress", *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process exists and is more than an exit code that nobody has collected."""
-    try:
-        os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -1,74 +1,22 @@
-"""Names, files, validation, the user's own data, the bandits, and the buffer on the device."""
+"""From a name or a file to a Dataset: finding, downloading, reading, labels; one's own data; the bandits' data."""
 
 import http.server
+import json
 import threading
-import warnings
+import zipfile
 from pathlib import Path
 
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import NAME, launch, tiny_flags
 
 import driftql
-from common import UserError
-from common.buffers import add, make_buffer, sample
-from common.datasets import OGBENCH_NAMES, load_dataset, make_ogbench_env, resolve_name
-
-NAME = "pointmaze-medium-navigate"
-
-# ---------------------------------------------------------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize(
-    ("env", "task", "expected"),
-    [
-        (NAME, None, (NAME, 1)),
-        (f"{NAME}-v0", 3, (NAME, 3)),
-        ("cube-double-play", None, ("cube-double-play", 2)),
-        ("puzzle-4x4-play-singletask-v0", None, ("puzzle-4x4-play", 4)),
-        ("antmaze-large-navigate-singletask-task5-v0", None, ("antmaze-large-navigate", 5)),
-    ],
-)
-def test_short_names_and_full_ids(env, task, expected):
-    assert resolve_name(env, task) == expected
-
-
-def test_default_task_is_ogbenchs():
-    """One environment of each domain, asked itself (0 means: the default)."""
-    import ogbench  # noqa: F401
-
-    for name in ("pointmaze-medium-navigate", "humanoidmaze-medium-navigate", "antsoccer-arena-navigate", "scene-play"):
-        base = "-".join(name.split("-")[:-1])
-        env = gymnasium.make(f"{base}-singletask-v0")
-        env.reset(seed=0)
-        assert resolve_name(name)[1] == env.unwrapped.cur_task_id, name
-        env.close()
-
-
-def test_every_name_has_an_environment():
-    import ogbench  # noqa: F401
-
-    for name in OGBENCH_NAMES:
-        gymnasium.spec(f"{'-'.join(name.split('-')[:-1])}-singletask-task5-v0")
-
-
-def test_success_is_computed_after_the_action():
-    """The papers' OGBench 1.1.0 behaviour; newer versions default to before the action."""
-    env = make_ogbench_env(NAME, 1)
-    assert env.unwrapped._success_timing == "post"
-    env.close()
-
-
-def test_the_arms_environments_are_quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        env = make_ogbench_env("cube-single-play", 1)
-        env.reset(seed=0)
-        env.step(np.zeros(5))
-    env.close()
-
+from common import UserError, datasets
+from common.buffers import make_buffer, sample
+from common.datasets import load_dataset
+from common.transitions import sha256
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
@@ -89,7 +37,7 @@ def test_ogbench_file_agrees_with_ogbenchs_own_loader(data_dir):
     np.testing.assert_allclose(ours.actions[rows], theirs["actions"], atol=1.1e-5)
     assert np.abs(ours.actions).max() <= 1 - 1e-5
     assert ours.num_trajectories == 6
-    assert ours.source == "user"  # 600 transitions are not the official million
+    assert ours.source == "unverified"  # nothing says that it was downloaded
 
 
 def damage(path: Path, **changes):
@@ -163,7 +111,7 @@ def test_no_network_says_what_to_do(tmp_path, fails, monkeypatch):
     assert not list(folder.glob("*"))
 
 
-def test_download_goes_through_ogbench(data_dir, tmp_path, monkeypatch):
+def test_download_goes_through_ogbench(data_dir, tmp_path, monkeypatch, capsys):
     """From a web server on this machine: the files arrive, and a second call does not ask again."""
     content = (data_dir / f"{NAME}-v0.npz").read_bytes()
     asked = []
@@ -187,6 +135,23 @@ def test_download_goes_through_ogbench(data_dir, tmp_path, monkeypatch):
         server.shutdown()
     assert asked == [f"/ogbench/{NAME}-v0.npz", f"/ogbench/{NAME}-v0-val.npz"]
     assert len(dataset.rows) == 600
+    # Official is what this program has downloaded, and nothing else: not a copy, not a changed file.
+    assert dataset.source == "official"
+    path, record = tmp_path / "new" / f"{NAME}-v0.npz", tmp_path / "new" / f"{NAME}-v0-download.json"
+    assert json.loads(record.read_text())["sha256"] == sha256(path) == dataset.sha256
+    assert json.loads(record.read_text())["url"].endswith(f"/ogbench/{NAME}-v0.npz")
+    capsys.readouterr()
+    damage(path)
+    assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "unverified"
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert sha256(path)[:16] in output
+    path.write_bytes(content)
+    assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "official"
+    record.write_text("{")
+    assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "unverified"
+    record.unlink()
+    assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "unverified"
 
 
 # ------------------------------------------------------------------------------------------------------------- own data
@@ -279,74 +244,6 @@ def test_bandit_corners_is_the_one_described():
         assert near.mean() == pytest.approx(0.25, abs=0.001)
         assert dataset.rewards[near].mean() == pytest.approx(mean, abs=0.05)
         assert dataset.rewards[near].std() == pytest.approx(0.5, rel=0.1)
-
-
-def test_bandit_success_and_support():
-    env = load_dataset("bandit").make_env()
-    for action, success, support in [((0.8, 0.1), 1, 1), ((0, -0.65), 1, 1), ((0, 0.8), 0, 1), ((0.5, 0.5), 0, 0)]:
-        env.reset(seed=0)
-        _, _, terminated, _, info = env.step(np.array(action))
-        assert terminated
-        assert (info["success"], info["support"]) == (success, support), action
-
-
-# --------------------------------------------------------------------------------------------------------------- buffer
-
-
-def test_sampling_is_uniform_over_transitions_and_never_crosses_trajectories(data_dir):
-    dataset = load_dataset(NAME, data_dir=str(data_dir))
-    batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), 60_000)
-    step = np.linalg.norm(batch["next_observations"] - batch["observations"], axis=1)
-    assert step.max() < 1.0  # one step moves 0.2 at most; a jump between trajectories is larger
-    ends = np.flatnonzero(np.diff(dataset.rows) > 1)
-    assert np.linalg.norm(np.diff(dataset.observations, axis=0)[dataset.rows[ends] + 1], axis=1).max() > 1.0
-    _, counts = np.unique(
-        np.asarray(batch["observations"])[:, 0] + 1j * np.asarray(batch["actions"])[:, 0], return_counts=True
-    )
-    assert len(counts) == 600
-    assert abs(counts - 100).max() < 60  # six standard deviations
-
-
-def test_online_transitions_are_added_and_the_oldest_overwritten():
-    dataset = load_dataset("bandit")
-    with pytest.raises(ValueError, match="smaller than the dataset"):
-        make_buffer(dataset, capacity=10)
-    buffer = make_buffer(dataset, capacity=10_002)
-    assert int(sample(buffer, jax.random.PRNGKey(0), 50_000)["masks"].sum()) == 0  # the free rows are not drawn
-    insert = jax.jit(add)
-    for i in range(3):
-        transition = {
-            "observations": jnp.full(1, i),
-            "actions": jnp.zeros(2),
-            "rewards": 100.0 + i,
-            "masks": 1.0,
-            "next_observations": jnp.full(1, i + 1),
-        }
-        buffer = insert(buffer, transition)
-    assert int(buffer.size) == 10_002
-    assert np.asarray(buffer.rewards)[[10_000, 10_001, 0]].tolist() == [100, 101, 102]
-    batch = sample(buffer, jax.random.PRNGKey(0), 200_000)
-    online = np.asarray(batch["rewards"]) >= 100
-    assert set(np.asarray(batch["rewards"])[online]) == {100, 101, 102}
-    np.testing.assert_array_equal(batch["next_observations"][online], batch["observations"][online] + 1)
-
-
-def test_a_buffer_with_capacity_holds_the_same_transitions(data_dir):
-    dataset = load_dataset(NAME, data_dir=str(data_dir))
-    plain, roomy = make_buffer(dataset), make_buffer(dataset, capacity=len(dataset.rows))
-    a, b = (sample(buffer, jax.random.PRNGKey(1), 500) for buffer in (plain, roomy))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def test_names_are_checked_before_anything_else():
-    with pytest.raises(UserError, match="did you mean antmaze-large-navigate"):
-        load_dataset("antmaze-larg-navigate")
-    with pytest.raises(UserError, match="pixel"):
-        load_dataset("visual-cube-single-play")
-    with pytest.raises(UserError, match="tasks 1 to 5"):
-        load_dataset(NAME, task=6)
-    with pytest.raises(UserError, match="give one of them"):
-        load_dataset(f"{NAME}-singletask-task2-v0", task=3)
 
 
 def test_loading_leaves_no_temporary_files(data_dir, tmp_path, monkeypatch):

@@ -1,0 +1,154 @@
+"""What several test files need: small data, ways to run a script, and what a run left behind."""
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import flax
+import jax
+import numpy as np
+
+from common import checkpoints, cli
+from common.environments import make_ogbench_env
+from common.transitions import Dataset
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ("diffusion_ql", "driftql", "drol", "fql", "idql")
+NAME = "pointmaze-medium-navigate"
+
+# What makes each algorithm cheap, beyond the networks.
+CHEAP = {
+    "driftql": {"num_candidates": 4},
+    "fql": {"flow_steps": 2},
+    "drol": {"num_candidates": 4},
+    "diffusion_ql": {"diffusion_steps": 2, "num_samples": 2},
+    "idql": {"diffusion_steps": 2, "num_samples": 2},
+}
+TINY = {
+    "hidden_dims": (16, 16), "batch_size": 32, "steps": 200, "log_every": 50, "eval_every": 100, "save_every": 100,
+    "eval_episodes": 16,
+}  # fmt: skip
+
+
+def tiny_args(script, env: str = "bandit", **changes):
+    """Arguments of a run that takes seconds."""
+    return script.Args(**({"env": env, "progress": False} | TINY | CHEAP.get(script.__name__, {}) | changes))
+
+
+def tiny_flags(script, env: str = "bandit", **changes) -> list[str]:
+    """The same as words of a command line."""
+    words = ["--no-progress"]
+    for name, value in ({"env": env} | TINY | CHEAP.get(script.__name__, {}) | changes).items():
+        words += [cli.flag_of(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def launch(script, *argv) -> Path:
+    """What the command line does, in this process; returns the run's directory."""
+    with mock.patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, argv)]):
+        return script.main(cli.parse(script.Args, script.PRESETS, sys.argv[1:]))
+
+
+def start(script: str, *argv, **options) -> subprocess.Popen:
+    """The script as a user starts it, in a process of its own."""
+    command = [sys.executable, str(ROOT / script), "--no-progress", *map(str, argv)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen(command, **options)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    """Until it is true. The process must live as long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is more than an exit code that nobody has collected."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that this one has started; none where the system does not say."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+
+# ---------------------------------------------------------------------------------------------------- what a run leaves
+
+
+def metrics_of(directory: Path) -> list[dict]:
+    """Rows of metrics.csv without the timing column."""
+    with open(directory / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.pop("charts/updates_per_second")
+    return rows
+
+
+def state_of(directory: Path) -> dict:
+    """All that the checkpoint holds of the training state."""
+    return flax.serialization.msgpack_restore(checkpoints.load(directory)["state"])
+
+
+def result_of(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text())
+
+
+def assert_same_run(directory: Path, other: Path) -> None:
+    """Bit for bit, but for times."""
+    jax.tree.map(np.testing.assert_array_equal, state_of(directory), state_of(other))
+    assert metrics_of(directory) == metrics_of(other)
+    first, second = result_of(directory), result_of(other)
+    assert first["evaluations"] == second["evaluations"]
+    assert first["score_per_seed"] == second["score_per_seed"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def write_pointmaze(path: Path, episodes: int = 6, steps: int = 101) -> dict[str, np.ndarray]:
+    """A file in OGBench's format from its own pointmaze environment, with random actions. Also returns the arrays."""
+    env = make_ogbench_env(NAME, 1)
+    rng = np.random.default_rng(0)
+    columns = {"observations": [], "actions": [], "terminals": [], "qpos": []}
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=episode)
+        for i in range(steps):
+            action = rng.uniform(-1, 1, 2).astype(np.float32)
+            row = (observation, action, i == steps - 1, observation)
+            for column, value in zip(columns.values(), row):
+                column.append(value)
+            observation = env.step(action)[0]
+    env.close()
+    arrays = {name: np.array(x, bool if name == "terminals" else np.float32) for name, x in columns.items()}
+    np.savez(path, **arrays)
+    return arrays
+
+
+def make_dataset(observations, actions, rewards, masks, terminals) -> Dataset:
+    """A dataset as `--dataset` would load it; rows whose terminals are 2 hold a final state only."""
+    f32 = lambda x: np.array(x, np.float32)  # noqa: E731
+    rows = np.flatnonzero(np.array(terminals) < 2).astype(np.int32)
+    return Dataset(
+        name="probe", task=None, make_env=None, source="builtin", path=None, sha256=None, observations=f32(observations),
+        actions=f32(actions), rewards=f32(rewards), masks=f32(masks), rows=rows, num_trajectories=1,
+    )  # fmt: skip
+
+
+def replaced(dataset: Dataset, **changes) -> Dataset:
+    return dataclasses.replace(dataset, **changes)

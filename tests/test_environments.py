@@ -1,0 +1,84 @@
+"""Names, tasks and the environments themselves: OGBench's, any other, and the bandits."""
+
+import tempfile
+import warnings
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from helpers import NAME
+
+from common import UserError, environments
+from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, make_user_env, resolve_name
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("env", "task", "expected"),
+    [
+        (NAME, None, (NAME, 1)),
+        (f"{NAME}-v0", 3, (NAME, 3)),
+        ("cube-double-play", None, ("cube-double-play", 2)),
+        ("puzzle-4x4-play-singletask-v0", None, ("puzzle-4x4-play", 4)),
+        ("antmaze-large-navigate-singletask-task5-v0", None, ("antmaze-large-navigate", 5)),
+    ],
+)
+def test_short_names_and_full_ids(env, task, expected):
+    assert resolve_name(env, task) == expected
+
+
+def test_default_task_is_ogbenchs():
+    """One environment of each domain, asked itself (0 means: the default)."""
+    import ogbench  # noqa: F401
+
+    for name in ("pointmaze-medium-navigate", "humanoidmaze-medium-navigate", "antsoccer-arena-navigate", "scene-play"):
+        base = "-".join(name.split("-")[:-1])
+        env = gymnasium.make(f"{base}-singletask-v0")
+        env.reset(seed=0)
+        assert resolve_name(name)[1] == env.unwrapped.cur_task_id, name
+        env.close()
+
+
+def test_every_name_has_an_environment():
+    import ogbench  # noqa: F401
+
+    for name in OGBENCH_NAMES:
+        gymnasium.spec(f"{'-'.join(name.split('-')[:-1])}-singletask-task5-v0")
+
+
+def test_success_is_computed_after_the_action():
+    """The papers' OGBench 1.1.0 behaviour; newer versions default to before the action."""
+    env = make_ogbench_env(NAME, 1)
+    assert env.unwrapped._success_timing == "post"
+    env.close()
+
+
+def test_the_arms_environments_are_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        env = make_ogbench_env("cube-single-play", 1)
+        env.reset(seed=0)
+        env.step(np.zeros(5))
+    env.close()
+
+
+def test_a_name_that_ogbench_does_not_have():
+    with pytest.raises(UserError, match="did you mean antmaze-large-navigate"):
+        resolve_name("antmaze-larg-navigate")
+    with pytest.raises(UserError, match="pixel"):
+        resolve_name("visual-cube-single-play")
+    with pytest.raises(UserError, match="tasks 1 to 5"):
+        resolve_name(NAME, task=6)
+    with pytest.raises(UserError, match="give one of them"):
+        resolve_name(f"{NAME}-singletask-task2-v0", task=3)
+
+
+def test_bandit_success_and_support():
+    env = Bandit("bandit")
+    for action, success, support in [((0.8, 0.1), 1, 1), ((0, -0.65), 1, 1), ((0, 0.8), 0, 1), ((0.5, 0.5), 0, 0)]:
+        env.reset(seed=0)
+        _, _, terminated, _, info = env.step(np.array(action))
+        assert terminated
+        assert (info["success"], info["support"]) == (success, support), action

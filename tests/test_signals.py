@@ -1,0 +1,119 @@
+"""Ctrl-C and SIGTERM, in processes as a user starts them: the first is answered at once, the second ends the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from helpers import ROOT, assert_same_run, children_of, alive, start, tiny_flags, wait_for
+
+import driftql
+from common.signals import Signals, signals_end_the_process
+
+# A run whose one dispatch takes minutes.
+LONG = {"steps": 400_000, "log_every": 400_000, "eval_every": 400_000, "save_every": 400_000, "hidden_dims": (64, 64)}
+
+
+def test_signals_are_noted_and_then_mean_what_they_meant():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signals = Signals()
+    try:
+        assert signals.number is None
+        signal.raise_signal(signal.SIGTERM)
+        wait_for(lambda: signals.number is not None, seconds=5)
+        assert signals.number == signal.SIGTERM
+    finally:
+        signals.close()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1)
+
+
+def test_two_runs_after_each_other_each_have_their_signals():
+    for _ in range(2):
+        signals = Signals()
+        assert signals.number is None
+        signal.raise_signal(signal.SIGINT)
+        wait_for(lambda: signals.number == signal.SIGINT, seconds=5)  # noqa: B023
+        signals.close()
+
+
+def test_outside_of_the_main_thread_nothing_is_touched():
+    """A notebook or a server may run `main` in a thread."""
+    found = []
+
+    def work():
+        signals = Signals()
+        with signals_end_the_process():
+            found.append(signals.number)
+        signals.close()
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def long_run(tmp_path):
+    """A process in the middle of a program that takes minutes, and its run's directory."""
+    process = start("driftql.py", *tiny_flags(driftql, **LONG), "--runs-dir", tmp_path, start_new_session=True)
+    wait_for(lambda: [path for path in tmp_path.glob("*/metrics.csv") if "\n0," in path.read_text()], process)
+    (directory,) = tmp_path.iterdir()
+    time.sleep(0.5)  # for the dispatch to begin
+    yield process, directory
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_the_first_is_answered_and_the_second_ends_however_long_a_program_runs(long_run):
+    process, directory = long_run
+    workers = children_of(process.pid)
+    os.set_blocking(process.stderr.fileno(), False)
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: "Ctrl-C again" in (process.stderr.read() or ""), process, seconds=5)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=5)
+    assert process.returncode == 128 + signal.SIGINT
+    assert not (directory / "result.json").exists()
+    wait_for(lambda: not any(map(alive, workers)), seconds=20)
+
+
+def test_an_interrupt_right_after_the_start_leaves_no_directory(tmp_path):
+    """While Python imports, while XLA compiles, and in the first evaluation."""
+    argv = (*tiny_flags(driftql, eval_episodes=20_000, eval_workers=1), "--runs-dir", tmp_path)
+    for moment in ("data", "device", "run"):
+        process = start("driftql.py", *argv, start_new_session=True)
+        seen = next((line for line in process.stdout if line.startswith(moment)), None)
+        assert seen, process.communicate()
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), moment
+        assert "Traceback" not in error, moment
+        assert not list(tmp_path.iterdir()), moment
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(uninterrupted_command, number, tmp_path):
+    command, uninterrupted = uninterrupted_command
+    process = start("driftql.py", *command(tmp_path), start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("*/metrics.csv")), process)
+    (directory,) = tmp_path.iterdir()
+    wait_for(lambda: "\n300," in (directory / "metrics.csv").read_text(), process)
+    os.killpg(process.pid, number)  # the workers get it too, as with Ctrl-C or a batch system
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in error
+    assert f"--resume {directory}" in output
+    assert output.splitlines()[-1] == str(directory)
+    subprocess.run([sys.executable, str(ROOT / "driftql.py"), "--resume", str(directory)], check=True, timeout=300)
+    assert_same_run(directory, uninterrupted)
