@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # Before JAX is imported; the workers and the scripts that tests start inherit it.
     os.environ |= CACHE | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
 
-from helpers import SCRIPTS, write_pointmaze  # noqa: E402
+from helpers import SCRIPTS, launch, maze_flags, write_pointmaze  # noqa: E402
 
 from common import cli  # noqa: E402
 
@@ -44,6 +44,12 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_pointmaze(folder / "pointmaze-medium-navigate-v0.npz")
     return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(data_dir, tmp_path_factory) -> Path:
+    """The directory of a whole run of `maze_flags`."""
+    return launch(import_module("driftql"), *maze_flags(data_dir, tmp_path_factory.mktemp("whole")))
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """What several test files need: small data, ways to run a script, and what a run left behind."""
 
 import csv
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -48,6 +48,13 @@ def tiny_flags(script, env: str = "bandit", **changes) -> list[str]:
     for name, value in ({"env": env} | TINY | CHEAP.get(script.__name__, {}) | changes).items():
         words += [cli.flag_of(name), *map(str, value if isinstance(value, tuple) else (value,))]
     return words
+
+
+def maze_flags(data_dir: Path, runs_dir: Path) -> list[str]:
+    """DriftQL on real data, long enough to be interrupted."""
+    sizes = {"steps": 3000, "log_every": 100, "eval_every": 1500, "save_every": 500, "eval_episodes": 2}
+    flags = tiny_flags(import_module("driftql"), NAME, **sizes)
+    return [*flags, "--data-dir", str(data_dir), "--runs-dir", str(runs_dir)]
 
 
 def launch(script, *argv) -> Path:
@@ -145,10 +152,6 @@ def make_dataset(observations, actions, rewards, masks, terminals) -> Dataset:
     f32 = lambda x: np.array(x, np.float32)  # noqa: E731
     rows = np.flatnonzero(np.array(terminals) < 2).astype(np.int32)
     return Dataset(
-        name="probe", task=None, make_env=None, source="builtin", path=None, sha256=None, observations=f32(observations),
-        actions=f32(actions), rewards=f32(rewards), masks=f32(masks), rows=rows, num_trajectories=1,
+        name="probe", task=None, make_env=None, source="builtin", path=None, sha256=None, num_trajectories=1, rows=rows,
+        observations=f32(observations), actions=f32(actions), rewards=f32(rewards), masks=f32(masks),
     )  # fmt: skip
-
-
-def replaced(dataset: Dataset, **changes) -> Dataset:
-    return dataclasses.replace(dataset, **changes)

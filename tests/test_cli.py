@@ -1,7 +1,6 @@
 """Arguments: defaults, presets, flags, checks, and the one line that a mistake gets."""
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import NAME, ROOT, SCRIPTS, launch, tiny_args, tiny_flags
+from helpers import NAME, ROOT, tiny_args, tiny_flags
 
 import driftql
 import idql
@@ -259,10 +258,10 @@ def test_resume_takes_the_arguments_of_the_run(tmp_path, fails):
     write_config(tmp_path)
     assert "--alpha from the run" in fails(driftql, "--resume", tmp_path, "--alpha", "3")
     assert "can only grow" in fails(driftql, "--resume", tmp_path, "--steps", "2000")
-    args = cli.parse(driftql.Args, driftql.PRESETS, ["--resume", str(tmp_path), "--steps", "8e3", "--eval-workers", "1"])
-    assert args == dataclasses.replace(
-        driftql.args_for("bandit"), resume=str(tmp_path), steps=8_000, eval_workers=1
+    args = cli.parse(
+        driftql.Args, driftql.PRESETS, ["--resume", str(tmp_path), "--steps", "8e3", "--eval-workers", "1"]
     )
+    assert args == dataclasses.replace(driftql.args_for("bandit"), resume=str(tmp_path), steps=8_000, eval_workers=1)
 
 
 # --------------------------------------------------------------------------------------------------------------- saying
@@ -283,5 +282,3 @@ def test_an_interrupt_before_a_run_is_one_line(capsys):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
-
-

@@ -3,17 +3,15 @@
 import http.server
 import json
 import threading
-import zipfile
 from pathlib import Path
 
 import gymnasium
 import jax
 import numpy as np
 import pytest
-from helpers import NAME, launch, tiny_flags
+from helpers import NAME
 
 import driftql
-from common import UserError, datasets
 from common.buffers import make_buffer, sample
 from common.datasets import load_dataset
 from common.transitions import sha256

@@ -1,16 +1,14 @@
 """Names, tasks and the environments themselves: OGBench's, any other, and the bandits."""
 
-import tempfile
 import warnings
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 from helpers import NAME
 
-from common import UserError, environments
-from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, make_user_env, resolve_name
+from common import UserError
+from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, resolve_name
 
 # ---------------------------------------------------------------------------------------------------------------- names
 

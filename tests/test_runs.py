@@ -1,160 +1,57 @@
-"""A run from the command line to result.json: arguments, seeds, resume, signals, files, errors."""
+"""A run from its first line to result.json: directory, logs, evaluations, score, resume, faults."""
 
-import contextlib
-import csv
 import dataclasses
-import functools
 import json
 import os
 import shutil
-import signal
+import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
-import flax
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, start
+from helpers import (
+    NAME,
+    ROOT,
+    SCRIPTS,
+    assert_same_run,
+    launch,
+    maze_flags,
+    metrics_of,
+    result_of,
+    start,
+    tiny_args,
+    tiny_flags,
+    wait_for,
+)  # fmt: skip
 
 import driftql
-from common import UserError, runs
+from common import UserError, checkpoints, cli
 from common.datasets import load_dataset
+from common.runs import Progress, Run, make_result
 
-TINY = ("--hidden-dims", "16", "16", "--num-candidates", "4", "--batch-size", "32")
-BANDIT = ("--env", "bandit", *TINY, "--steps", "200", "--log-every", "50", "--eval-every", "100", "--save-every", "100")
-
-
-def run(monkeypatch, tmp_path, *argv) -> Path:
-    """driftql.py in this process; returns the run directory."""
-    before = set(tmp_path.glob("runs/*"))
-    command = [
-        "driftql.py",
-        "--no-progress",
-        "--eval-episodes",
-        "64",
-        "--runs-dir",
-        str(tmp_path / "runs"),
-        *map(str, argv),
-    ]
-    monkeypatch.setattr(sys, "argv", command)
-    runs.launch(driftql.main, driftql.Args, driftql.PRESETS)
-    (new,) = set(tmp_path.glob("runs/*")) - before
-    return new
+METRICS = ["losses/critic"]
 
 
-def metrics_of(directory: Path) -> list[dict]:
-    """Rows of metrics.csv without the timing column."""
-    with open(directory / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row.pop("charts/updates_per_second")
-    return rows
+def evaluation(*values, episodes=2):
+    """What an Evaluator returns, one value per seed."""
+    success = np.repeat(np.array(values, float)[:, None], episodes, axis=1)
+    return {"success": success, "return": 10 * success, "length": success, "paths": [], "film": None}
 
 
-def state_of(directory: Path) -> dict:
-    return flax.serialization.msgpack_restore(runs.load_checkpoint(directory)["state"])
-
-
-# ------------------------------------------------------------------------------------------------------------ arguments
-
-
-def parsed(*argv):
-    return runs.parse(driftql.Args, driftql.PRESETS, list(argv))
-
-
-def test_preset_is_chosen_by_env_and_flags_win(capsys):
-    args = parsed("--env", "cube-double-play", "--alpha", "7")
-    assert (args.alpha, args.num_candidates, args.noise_dim, args.kernel) == (7, 4, 8, "gaussian")
-    assert "alpha=7" in capsys.readouterr().out
-    assert parsed("--env", "cube-double-play-singletask-task3-v0").noise_dim == 8
-    args = parsed("--env", "antmaze-medium-navigate")
-    assert args == dataclasses.replace(driftql.Args(), env="antmaze-medium-navigate", log_every=args.log_every)
-    assert "none for antmaze-medium-navigate" in capsys.readouterr().out
-
-
-def test_log_interval_divides_what_is_asked_for():
-    for steps in ("1000", "750", "1000000"):
-        args = parsed("--env", "cube-double-play", "--steps", steps)
-        assert all(x % args.log_every == 0 for x in (args.steps, args.eval_every, args.save_every))
-    assert parsed("--env", "cube-double-play", "--log-every", "2000").log_every == 2000
-
-
-def test_presets_are_the_published_ones():
-    """Spot checks against table 6 and the README of the authors' code."""
-    args = parsed("--env", "puzzle-4x4-play")
-    assert (args.alpha, args.temperature, args.kernel, args.discount, args.q_agg) == (
-        300,
-        0.8,
-        "gaussian",
-        0.99,
-        "mean",
-    )
-    args = parsed("--env", "humanoidmaze-medium-navigate")
-    assert (args.alpha, args.temperature, args.kernel, args.discount, args.q_agg) == (65, 0.5, "laplace", 0.998, "mean")
-    assert (args.batch_size, args.hidden_dims, args.num_candidates, args.learning_rate) == (256, (512,) * 4, 32, 3e-4)
-
-
-def test_help_shows_the_presets_values(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parsed("--env", "scene-play", "--help")
-    assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "(default: 250)" in text or "(default: 250.0)" in text
-    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(driftql.Args))
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["--env", "antmaze-larg-navigate"], "did you mean antmaze-large-navigate"),
-        (["--alhpa", "3"], "did you mean --alpha?"),
-        (["stray"], "unknown argument stray"),
-        (["--alpha", "much"], "could not convert string to float: 'much'"),
-        (["--kernel", "cubic"], "invalid choice 'cubic' for argument '--kernel'"),
-        (["--env", "pointmaze-medium-navigate", "--task", "6"], "tasks 1 to 5"),
-        (["--env", "pointmaze-medium-navigate", "--task", "0"], "--task 0 must be positive"),
-        (["--env", "bandit", "--task", "1"], "no tasks"),
-        (
-            ["--env", "bandit", "--batch-size", "10001"],
-            "--batch-size 10001 is larger than the dataset (10000 transitions)",
-        ),
-        (["--env", "bandit", "--batch-size", "0"], "--batch-size 0 must be positive"),
-        (["--env", "bandit", "--hidden-dims", "64", "-1"], "--hidden-dims -1 must be positive"),
-        (["--env", "bandit", "--steps", "-5"], "--steps -5 must be positive"),
-        (["--env", "bandit", "--num-seeds", "0"], "--num-seeds 0 must be positive"),
-        (["--env", "bandit", "--seed", "-1"], "--seed -1 must be 0 or more"),
-        (["--env", "bandit", "--seed", "4294967296"], "32-bit"),
-        (["--env", "bandit", "--alpha", "nan"], "--alpha nan must be a finite number"),
-        (["--env", "bandit", "--discount", "1.5"], "--discount 1.5 must lie between 0 and 1"),
-        (["--env", "bandit", "--temperature", "0"], "--temperature 0.0 must be positive"),
-        (["--env", "bandit", "--steps", "1000", "--log-every", "300"], "not a multiple of --log-every 300"),
-        (["--resume", "nowhere"], "nowhere: there is no config.json"),
-    ],
-)
-def test_bad_arguments_are_one_clear_line(argv, expected, fails):
-    assert expected in fails(driftql, *argv)
-
-
-def test_places_that_cannot_be_written(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
-        monkeypatch.setattr(sys, "argv", ["driftql.py", *BANDIT, "--runs-dir", str(place)])
-        with pytest.raises(SystemExit) as stop:
-            runs.launch(driftql.main, driftql.Args, driftql.PRESETS)
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert error.count("\n") == 1
-        assert str(place) in error
+def interval(*values):
+    return {"losses/critic": np.array(values, float)}, 0.5
 
 
 # ---------------------------------------------------------------------------------------------------------------- a run
 
 
-def test_what_a_run_leaves_behind(monkeypatch, tmp_path, capsys):
-    directory = run(monkeypatch, tmp_path, *BANDIT, "--seed", "3", "--num-seeds", "2")
+def test_what_a_run_leaves_behind(tmp_path, capsys):
+    argv = (*tiny_flags(driftql, seed=3, num_seeds=2), "--runs-dir", tmp_path)
+    directory = launch(driftql, *argv)
     output = capsys.readouterr().out
     assert output.splitlines()[-1] == str(directory)
     assert "10,000 transitions" in output
@@ -163,15 +60,17 @@ def test_what_a_run_leaves_behind(monkeypatch, tmp_path, capsys):
     config = json.loads((directory / "config.json").read_text())
     assert config["algo"] == "driftql"
     assert config["args"]["hidden_dims"] == [16, 16]
-    assert {"jax", "ogbench", "python"} <= config["versions"].keys()
+    assert {"jax", "ogbench", "python", "mujoco"} <= config["versions"].keys()
+    assert config["physics"]["mujoco"] == config["versions"]["mujoco"]
 
-    result = json.loads((directory / "result.json").read_text())
+    result = result_of(directory)
     assert (result["algo"], result["env"], result["task"], result["seeds"]) == ("driftql", "bandit", None, [3, 4])
     assert result["dataset"]["source"] == "builtin"
     assert [evaluation["step"] for evaluation in result["evaluations"]] == [0, 100, 200]
     assert all(len(evaluation["success"]) == 2 for evaluation in result["evaluations"])
     assert result["score_per_seed"] == result["evaluations"][-1]["success"]  # the last, never the best
     assert result["updates_per_second"] > 0
+    assert result["wall_seconds"] > 0
 
     rows = metrics_of(directory)
     assert [(row["step"], row["seed"]) for row in rows if row["losses/critic"]] == [
@@ -185,264 +84,246 @@ def test_what_a_run_leaves_behind(monkeypatch, tmp_path, capsys):
     assert not list(directory.glob("*.tmp"))
 
 
-def test_score_is_the_mean_of_the_last_three_evaluations_on_ogbench(data_dir, tmp_path):
-    dataset = load_dataset("pointmaze-medium-navigate", data_dir=str(data_dir))
-    args = driftql.Args(env="pointmaze-medium-navigate", runs_dir=str(tmp_path), steps=500_000, num_seeds=2)
-    record = runs.Run(args, dataset)
-    record.began = time.monotonic()
+def test_a_run_by_hand(tmp_path, capsys):
+    """Without a script's `main`: what is given is what is logged."""
+    args = tiny_args(driftql, steps=20, log_every=10, eval_every=20, save_every=10, num_seeds=2, runs_dir=str(tmp_path))
+    state = {"weights": np.arange(4.0).reshape(2, 2)}
+    with Run(args, load_dataset("bandit"), METRICS) as run:
+        assert run.restore(state) is state
+        assert run.evaluation_due()
+        run.log_evaluation(evaluation(0.0, 0.5))
+        assert not run.evaluation_due()
+        run.log(*interval(1.0, 2.0))
+        assert (run.step, run.save_due(), run.evaluation_due()) == (10, True, False)
+        run.save(state)
+        assert not run.save_due()
+        run.log(*interval(3.0, 4.0))
+        assert run.evaluation_due()
+        run.log_evaluation(None)  # stopped on the way
+        assert run.evaluation_due()
+        run.log_evaluation(evaluation(0.5, 1.0))
+        assert not run.stopping()
+        directory = run.finish(state)
+    shown = [(row["step"], row["seed"], row["losses/critic"], row["eval/success"]) for row in metrics_of(directory)]
+    assert shown == [
+        ("0", "0", "", "0.0"), ("0", "1", "", "0.5"),
+        ("10", "0", "1.0", ""), ("10", "1", "2.0", ""),
+        ("20", "0", "3.0", ""), ("20", "1", "4.0", ""),
+        ("20", "0", "", "0.5"), ("20", "1", "", "1.0"),
+    ]  # fmt: skip
+    result = result_of(directory)
+    assert (result["score"], result["score_per_seed"], result["steps"]) == (0.75, [0.5, 1.0], 20)
+    assert result["updates_per_second"] == pytest.approx(20)
+    assert checkpoints.load(directory)["step"] == 20
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("success"))
+    assert "0.75 at the last evaluation" in line
+    assert "score 0.75 +- 0.25 (mean success of the last 1 evaluations, 2 seeds)" in line
+
+
+def test_score_is_the_mean_of_the_last_three_evaluations_on_ogbench(data_dir):
+    dataset = load_dataset(NAME, data_dir=str(data_dir))
+    args = driftql.Args(env=NAME, steps=500_000, num_seeds=2)
     values = [0.0, 0.9, 0.1, 0.2, 0.6, 0.4]
-    record.evaluations = [{"step": 100_000 * i, "success": [x, 2 * x]} for i, x in enumerate(values)]
-    result = record._result()
+    done = Progress(evaluations=[{"step": 100_000 * i, "success": [x, 2 * x]} for i, x in enumerate(values)])
+    result = make_result(args, dataset, done)
     assert result["score_per_seed"] == pytest.approx([0.4, 0.8])
     assert result["score"] == pytest.approx(0.6)
+    assert result["score_is"] == "mean success of the last 3 evaluations"
     assert result["last_per_seed"] == [0.4, 0.8]
     assert result["best_per_seed"] == [0.9, 1.8]
+    # Before the first update nothing was learnt: it never counts.
+    early = make_result(args, dataset, Progress(evaluations=done.evaluations[:2]))
+    assert early["score_per_seed"] == [0.9, 1.8]
+    # Elsewhere the last one; without success, the return.
+    own = dataclasses.replace(dataset, task=None)
+    assert make_result(args, own, done)["score_per_seed"] == [0.4, 0.8]
+    done = Progress(evaluations=[{"step": 1, "return": [7.0, 9.0]}])
+    assert make_result(args, own, done)["score"] == 8.0
 
 
 def test_runs_that_start_in_the_same_second_do_not_share_a_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
-    args = driftql.Args(env="bandit", runs_dir=str(tmp_path))
-    made = {runs.Run(args, load_dataset("bandit")).directory for _ in range(3)}
+    made = set()
+    for _ in range(3):
+        with Run(tiny_args(driftql, runs_dir=str(tmp_path)), load_dataset("bandit"), METRICS) as run:
+            made.add(run.directory)
     assert len(made) == 3
 
 
-def test_each_seed_gives_what_it_gives_alone(monkeypatch, tmp_path):
-    """Seeds 5, 6, 7 together and one by one. Vmapped matrix products add in another order, which training amplifies:
-    1e-3 after 200 updates is that; seeds differ by far more."""
-    together = metrics_of(run(monkeypatch, tmp_path, *BANDIT, "--seed", 5, "--num-seeds", 3))
-    alone = {seed: metrics_of(run(monkeypatch, tmp_path, *BANDIT, "--seed", seed)) for seed in (5, 6, 7)}
-    for seed, rows in alone.items():
-        joint = [row for row in together if row["seed"] == str(seed)]
-        assert [row["step"] for row in joint] == [row["step"] for row in rows]
-        for a, b in zip(joint, rows):
-            for name in a:
-                if a[name] or b[name]:
-                    tolerance = 0.05 if name in ("eval/success", "eval/support") else 1e-3
-                    assert float(a[name]) == pytest.approx(float(b[name]), rel=tolerance, abs=tolerance), name
-    losses = [float(alone[seed][-2]["losses/critic"]) for seed in alone]
-    assert len({round(loss, 2) for loss in losses}) == 3
+def test_from_python_as_from_the_command_line(tmp_path):
+    """driftql.main(driftql.args_for(...)) does what the command does."""
+    changes = {"steps": 100, "eval_every": 50, "save_every": 50, "eval_episodes": 8, "hidden_dims": (8,)}
+    argv = [f"{cli.flag_of(name)}={value}" for name, value in changes.items() if name != "hidden_dims"]
+    command = launch(driftql, "--env", "bandit", *argv, "--hidden-dims", "8", "--runs-dir", tmp_path, "--no-progress")
+    function = driftql.main(driftql.args_for("bandit", **changes, runs_dir=str(tmp_path), progress=False))
+    assert_same_run(function, command)
+    first, second = (json.loads((path / "config.json").read_text()) for path in (command, function))
+    assert first == second
 
 
-def test_results_do_not_depend_on_the_log_interval(monkeypatch, tmp_path):
-    first = run(monkeypatch, tmp_path, *BANDIT)
-    second = run(monkeypatch, tmp_path, *BANDIT, "--log-every", 100)
-    jax.tree.map(np.testing.assert_array_equal, state_of(first), state_of(second))
+# ---------------------------------------------------------------------------------------------------- going on
 
 
-DEVICES = """
-import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-sys.path.insert(0, sys.argv[1])
-import jax
-import driftql
-from common import runs
-from common.buffers import make_buffer
-from common.datasets import load_dataset
-args = driftql.Args(env="bandit", num_seeds=4)
-state = jax.vmap(driftql.make_agent(args, 1, 2).init)(runs.seed_keys(args))
-state, buffer = runs.place(state, make_buffer(load_dataset("bandit")))
-print([shard.data.shape[0] for shard in state.step.addressable_shards], buffer.rewards.is_fully_replicated)
-sys.argv = ["driftql.py", *sys.argv[2:]]
-runs.launch(driftql.main, driftql.Args, driftql.PRESETS)
-"""
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name, tmp_path, monkeypatch):
+    """Each script through `main`: stopped after a checkpoint and some more updates, resumed, bit for bit the same."""
+    script = import_module(name)
+    args = tiny_args(script, runs_dir=str(tmp_path), hidden_dims=(8,), num_seeds=2)
+    whole = script.main(args)
+
+    class Killed(BaseException):
+        pass
+
+    real = Run.log
+
+    def dies(self, metrics, seconds):
+        real(self, metrics, seconds)
+        if self.step == 150:  # 50 updates and their rows after the checkpoint
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "log", dies)
+        script.main(args)
+    (directory,) = set(tmp_path.iterdir()) - {whole}
+    assert not (directory / "result.json").exists()
+    assert metrics_of(directory)[-1]["step"] == "150"
+    assert checkpoints.load(directory)["step"] == 100
+    assert launch(script, "--no-progress", "--resume", directory) == directory
+    assert_same_run(directory, whole)
 
 
-def test_seeds_spread_over_devices(monkeypatch, tmp_path):
-    """Two devices, four seeds: the same numbers as on one device."""
-    import subprocess
-
-    argv = (*BANDIT, "--num-seeds", "4", "--eval-episodes", "64", "--no-progress")
-    command = [sys.executable, "-c", DEVICES, str(ROOT), *argv, "--runs-dir", str(tmp_path / "two")]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert output[0] == "[2, 2] True"
-    two, one = metrics_of(Path(output[-1])), metrics_of(run(monkeypatch, tmp_path, *BANDIT, "--num-seeds", 4))
-    for a, b in zip(two, one):
-        if a["losses/critic"]:
-            assert float(a["losses/critic"]) == pytest.approx(float(b["losses/critic"]), rel=1e-3)
-
-
-# ------------------------------------------------------------------------------------------- stopping, resuming, errors
-
-
-def maze_command(data_dir: Path, runs_dir: Path) -> list:
-    return [
-        "--env", "pointmaze-medium-navigate", "--data-dir", data_dir, "--runs-dir", runs_dir, *TINY,
-        "--steps", 4000, "--log-every", 100, "--eval-every", 1000, "--save-every", 500, "--eval-episodes", 4,
-    ]  # fmt: skip
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data_dir, tmp_path_factory) -> Path:
-    process = start("driftql.py", *maze_command(data_dir, tmp_path_factory.mktemp("whole")))
-    output, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return Path(output.splitlines()[-1])
-
-
-def assert_same_run(directory: Path, other: Path):
-    jax.tree.map(np.testing.assert_array_equal, state_of(directory), state_of(other))
-    assert metrics_of(directory) == metrics_of(other)
-    first, second = (json.loads((folder / "result.json").read_text()) for folder in (directory, other))
-    assert first["evaluations"] == second["evaluations"]
-    assert first["score_per_seed"] == second["score_per_seed"]
-
-
+@pytest.mark.xdist_group("maze")
 def test_kill_and_resume_is_bit_identical(uninterrupted, data_dir, tmp_path):
     """kill -9 between two checkpoints, with rows logged since the first one; then again before the first one."""
-    process = start("driftql.py", *maze_command(data_dir, tmp_path))
+    process = start("driftql.py", *maze_flags(data_dir, tmp_path))
     wait_for(lambda: list(tmp_path.glob("*/checkpoint.msgpack")), process)
     (directory,) = tmp_path.iterdir()
-    wait_for(
-        lambda: any(line.startswith("700,") for line in (directory / "metrics.csv").read_text().splitlines()), process
-    )
+    wait_for(lambda: "\n700," in (directory / "metrics.csv").read_text(), process)
     process.kill()
     process.communicate()
     assert not (directory / "result.json").exists()
-    step = runs.load_checkpoint(directory)["step"]
-    assert 500 <= step < 4000
-
-    resumed = start("driftql.py", "--resume", directory)
-    output, error = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, error
+    step = checkpoints.load(directory)["step"]
+    assert 500 <= step < 3000
+    output = subprocess.run(
+        [sys.executable, str(ROOT / "driftql.py"), "--no-progress", "--resume", str(directory)],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
     assert f"resumed at step {step:,}" in output
     assert_same_run(directory, uninterrupted)
 
     (directory / "result.json").unlink()
     (directory / "checkpoint.msgpack").unlink()  # as if killed before the first checkpoint
-    resumed = start("driftql.py", "--resume", directory)
-    assert resumed.wait(timeout=300) == 0
+    launch(driftql, "--no-progress", "--resume", directory)
     assert_same_run(directory, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_say_how_to_go_on(uninterrupted, data_dir, tmp_path, number):
-    process = start("driftql.py", *maze_command(data_dir, tmp_path), start_new_session=True)
-    wait_for(lambda: list(tmp_path.glob("*/metrics.csv")), process)
-    (directory,) = tmp_path.iterdir()
-    wait_for(lambda: "\n300," in (directory / "metrics.csv").read_text(), process)
-    os.killpg(process.pid, number)  # the workers get it too, as with Ctrl-C or a batch system
-    output, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in error
-    assert f"--resume {directory}" in output
-    assert output.splitlines()[-1] == str(directory)
-    resumed = start("driftql.py", "--resume", directory)
-    assert resumed.wait(timeout=300) == 0
-    assert_same_run(directory, uninterrupted)
+def test_steps_may_grow_on_resume(tmp_path, capsys):
+    """As if the run had been told so at the start; by one whose rate does not depend on --steps."""
+    flags = tiny_flags(driftql, hidden_dims=(8,))
+    whole = launch(driftql, *flags, "--runs-dir", tmp_path, "--steps", 300)
+    directory = launch(driftql, *flags, "--runs-dir", tmp_path)
+    capsys.readouterr()
+    assert launch(driftql, "--no-progress", "--resume", directory, "--steps", 300) == directory
+    assert "--steps 200 -> 300" in capsys.readouterr().out
+    assert_same_run(directory, whole)
+    assert json.loads((directory / "config.json").read_text())["args"]["steps"] == 300
+    assert result_of(directory)["steps"] == 300
 
 
-def test_resume_refuses_what_it_cannot_continue(monkeypatch, tmp_path, uninterrupted, capsys):
-    directory = tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return launch(driftql, *tiny_flags(driftql, hidden_dims=(8,)), "--runs-dir", tmp_path_factory.mktemp("finished"))
 
-    def refused(*argv) -> str:
-        monkeypatch.setattr(sys, "argv", ["driftql.py", "--resume", str(directory), *argv])
-        with pytest.raises(SystemExit) as stop:
-            runs.launch(driftql.main, driftql.Args, driftql.PRESETS)
-        assert stop.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
 
-    def restart():
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(uninterrupted, directory)
-
-    def edit_config(change):
-        config = json.loads((directory / "config.json").read_text())
-        change(config)
-        (directory / "config.json").write_text(json.dumps(config))
-
-    restart()
-    assert "has ended" in refused()
+@pytest.fixture
+def stopped(finished, tmp_path) -> Path:
+    """A copy of a finished run without its result: as if it had been killed."""
+    directory = tmp_path / "stopped"
+    shutil.copytree(finished, directory)
     (directory / "result.json").unlink()
-    assert "--alpha from the run" in refused("--alpha", "3")
+    return directory
 
-    content = (directory / "checkpoint.msgpack").read_bytes()
+
+def edit_config(directory, change):
+    config = json.loads((directory / "config.json").read_text())
+    change(config)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.xdist_group("finished")
+def test_resume_refuses_what_it_cannot_continue(finished, stopped, fails):
+    assert "has ended" in fails(driftql, "--resume", finished)
+    content = (stopped / "checkpoint.msgpack").read_bytes()
     for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b""):
-        (directory / "checkpoint.msgpack").write_bytes(damaged)
-        assert "damaged" in refused()
-
-    restart()
-    (directory / "result.json").unlink()
-    edit_config(lambda config: config["args"].update(hidden_dims=[8]))
-    assert "does not fit" in refused()
-    edit_config(lambda config: config["dataset"].update(sha256="0"))
-    assert "dataset" in refused()
-    edit_config(lambda config: config["args"].pop("alpha"))
-    assert "another version" in refused()
-    edit_config(lambda config: config.update(algo="fql"))
-    assert "made by fql.py" in refused()
-    (directory / "config.json").write_text("{")
-    assert "config.json is damaged" in refused()
-    (directory / "config.json").unlink()
-    assert "not a run directory" in refused()
+        (stopped / "checkpoint.msgpack").write_bytes(damaged)
+        assert "damaged" in fails(driftql, "--resume", stopped)
+    (stopped / "checkpoint.msgpack").write_bytes(content)
+    edit_config(stopped, lambda config: config["args"].update(hidden_dims=[16]))
+    assert "does not fit" in fails(driftql, "--resume", stopped)
+    edit_config(stopped, lambda config: config["dataset"].update(sha256="0"))
+    assert "dataset" in fails(driftql, "--resume", stopped)
+    assert "not a run directory" in fails(driftql, "--resume", stopped.parent)
 
 
-def small_run(tmp_path, **changes):
-    args = driftql.Args(
-        env="bandit", hidden_dims=(8,), batch_size=16, steps=20, log_every=10, eval_every=20, save_every=10,
-        num_candidates=2, runs_dir=str(tmp_path), progress=False, **changes,
-    )  # fmt: skip
-    return args, load_dataset("bandit")
+@pytest.mark.xdist_group("finished")
+def test_lost_rows_of_the_log_are_one_clear_line(stopped, fails):
+    path = stopped / "metrics.csv"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "shorter than the checkpoint remembers" in fails(driftql, "--resume", stopped)
+    assert path.read_bytes() == content[: len(content) // 2]
+    path.unlink()
+    assert "missing" in fails(driftql, "--resume", stopped)
+    assert not path.exists()
+    path.write_bytes(content + b"250,0,what was logged after the checkpoint\n")
+    launch(driftql, "--no-progress", "--resume", stopped)
+    assert path.read_bytes() == content
 
 
-@contextlib.contextmanager
-def a_run_with_a_checkpoint(tmp_path):
-    """A run at step 20, its checkpoint at step 10, and the state to save next."""
-    args, dataset = small_run(tmp_path)
-    state = jax.vmap(driftql.make_agent(args, 1, 2).init)(runs.seed_keys(args))
-    with runs.Run(args, dataset) as record:
-        record._open_metrics(["losses/critic"])
-        record.step = 10
-        record.save(state)
-        record.step = 20
-        yield record, state
-    assert runs.load_checkpoint(record.directory)["step"] == 10
+@pytest.mark.xdist_group("finished")
+def test_one_process_at_a_time_in_a_run_directory(stopped, fails):
+    args = cli.args_of(driftql.Args, stopped)
+    with Run(dataclasses.replace(args, resume=str(stopped)), load_dataset("bandit"), METRICS):
+        before = {path.name: path.stat().st_mtime_ns for path in stopped.iterdir()}
+        assert "another process is working on this run" in fails(driftql, "--resume", stopped)
+        assert before == {path.name: path.stat().st_mtime_ns for path in stopped.iterdir()}
+    launch(driftql, "--no-progress", "--resume", stopped)  # and the lock is free again
 
 
-def test_a_kill_while_the_checkpoint_is_written_loses_nothing(tmp_path, monkeypatch):
-    """The process dies after half of the new checkpoint; the old one is whole."""
-
-    class Killed(BaseException):
-        pass
-
-    def dies(descriptor):
-        os.ftruncate(descriptor, 100)
-        raise Killed
-
-    with a_run_with_a_checkpoint(tmp_path) as (record, state), monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(os, "fsync", dies)
-        record.save(state)
+@pytest.mark.xdist_group("finished")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_directory_is_one_clear_line(stopped, fails):
+    for path in (*stopped.iterdir(), stopped):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert str(stopped) in fails(driftql, "--resume", stopped)
+    finally:
+        stopped.chmod(0o755)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+# ----------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_full_disk_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    with a_run_with_a_checkpoint(tmp_path) as (record, state):
-        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left.*step 10 is kept"):
-            patch.setattr(os, "fsync", full)
-            record.save(state)
-        assert not list(record.directory.glob("*.tmp"))
-
-
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
-    with a_run_with_a_checkpoint(tmp_path) as (record, state):
-        broken = state._replace(params=jax.tree.map(lambda x: x.at[0].set(jnp.inf), state.params))
-        with pytest.raises(UserError, match="not finite"):
-            record.save(broken)
+    args = tiny_args(driftql, steps=20, log_every=10, eval_every=20, save_every=10, runs_dir=str(tmp_path))
+    state = {"weights": np.ones(3)}
+    with (
+        pytest.raises(UserError, match=r"No space left.*checkpoint of step 10 is kept.*driftql.py --resume"),
+        Run(args, load_dataset("bandit"), METRICS) as run,
+    ):
+        run.log(*interval(1.0))
+        run.save(state)
+        run.log(*interval(1.0))
+        monkeypatch.setattr(os, "fsync", full)
+        run.save(state)
+    assert checkpoints.load(run.directory)["step"] == 10
 
 
 def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(monkeypatch, tmp_path, capsys):
-    """A learning rate that explodes; the checkpoint from before stays."""
+    """A loss that explodes; the checkpoint from before stays."""
     real = driftql.make_agent
 
     def explosive(args, *dims):
@@ -456,44 +337,62 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(monkeypat
         return agent._replace(update=update)
 
     monkeypatch.setattr(driftql, "make_agent", explosive)
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, tmp_path, *BANDIT, "--num-seeds", 2)
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors("driftql"):
+        driftql.main(tiny_args(driftql, num_seeds=2, runs_dir=str(tmp_path)))
     assert stop.value.code == 2
     error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    (directory,) = tmp_path.iterdir()
     assert "losses/critic of seed 0 is not finite at step 150. The checkpoint of step 100 is kept" in error
-    (directory,) = (tmp_path / "runs").iterdir()
-    assert runs.load_checkpoint(directory)["step"] == 100
+    assert f"driftql.py --resume {directory}" in error
+    assert checkpoints.load(directory)["step"] == 100
     assert not (directory / "result.json").exists()
 
 
-def test_one_compilation_serves_all_chunks_and_evaluations(monkeypatch, tmp_path):
-    """A retrace in the loop would cost seconds per interval."""
-    traces = {"update": 0, "act": 0}
-    real = driftql.make_agent
+def test_a_killed_evaluation_worker_is_one_line_that_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    """By the out-of-memory killer, say, after the first checkpoint."""
+    from common.evaluation import Evaluator
 
-    def counting(args, *dims):
-        agent = real(args, *dims)
+    real = Evaluator.__call__
 
-        def count(name, function, *inputs):
-            traces[name] += 1
-            return function(*inputs)
+    def killing(self, state, step, *rest):
+        if step == 200:
+            self.workers.processes[0].kill()
+            self.workers.processes[0].join()
+        return real(self, state, step, *rest)
 
-        return agent._replace(
-            update=functools.partial(count, "update", agent.update), act=functools.partial(count, "act", agent.act)
-        )
+    monkeypatch.setattr(Evaluator, "__call__", killing)
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors("driftql"):
+        driftql.main(tiny_args(driftql, runs_dir=str(tmp_path)))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "worker process died" in error
+    (directory,) = tmp_path.iterdir()
+    assert f"--resume {directory}" in error
 
-    monkeypatch.setattr(driftql, "make_agent", counting)
-    run(monkeypatch, tmp_path, *BANDIT)
-    assert traces == {"update": 1, "act": 1}
+
+def test_pictures_that_fail_do_not_fail_the_run(monkeypatch, tmp_path, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    directory = launch(driftql, *tiny_flags(driftql, hidden_dims=(8,)), "--runs-dir", tmp_path)
+    output = capsys.readouterr().out
+    assert output.splitlines()[-1] == str(directory)
+    assert "no curve.png: [Errno 28] No space left on device" in output
+    assert not list(directory.glob("*.png"))
+    assert (directory / "result.json").exists()
 
 
-def test_an_unfinished_run_can_be_loaded_and_played(uninterrupted, data_dir):
-    """The ten lines of the README: parameters from a checkpoint, actions for an observation."""
-    config = json.loads((uninterrupted / "config.json").read_text())["args"]
-    args = driftql.Args(**{**config, "hidden_dims": tuple(config["hidden_dims"])})
-    agent = driftql.make_agent(args, observation_dim=2, action_dim=2)
-    empty = jax.vmap(agent.init)(runs.seed_keys(args))
-    state = flax.serialization.from_bytes(empty, runs.load_checkpoint(uninterrupted)["state"])
-    first_seed = jax.tree.map(lambda x: x[0], state)
-    actions = agent.act(first_seed, jnp.zeros((5, 2)), jax.random.PRNGKey(0))
-    assert actions.shape == (5, 2)
+def test_a_closed_output_does_not_end_a_run(tmp_path):
+    """`python driftql.py ... | head -1`"""
+    process = start("driftql.py", *tiny_flags(driftql), "--runs-dir", tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert not error
+    (directory,) = tmp_path.iterdir()
+    assert (directory / "result.json").exists()

@@ -1,14 +1,12 @@
-"""Ctrl-C and SIGTERM, in processes as a user starts them: the first is answered at once, the second ends the process."""
+"""Ctrl-C and SIGTERM, in processes as a user starts them: the first is answered, the second ends the process."""
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from helpers import ROOT, assert_same_run, children_of, alive, start, tiny_flags, wait_for
+from helpers import alive, assert_same_run, children_of, launch, maze_flags, start, tiny_flags, wait_for
 
 import driftql
 from common.signals import Signals, signals_end_the_process
@@ -102,10 +100,10 @@ def test_an_interrupt_right_after_the_start_leaves_no_directory(tmp_path):
         assert not list(tmp_path.iterdir()), moment
 
 
+@pytest.mark.xdist_group("maze")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_say_how_to_go_on(uninterrupted_command, number, tmp_path):
-    command, uninterrupted = uninterrupted_command
-    process = start("driftql.py", *command(tmp_path), start_new_session=True)
+def test_signals_save_and_say_how_to_go_on(uninterrupted, data_dir, number, tmp_path):
+    process = start("driftql.py", *maze_flags(data_dir, tmp_path), start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("*/metrics.csv")), process)
     (directory,) = tmp_path.iterdir()
     wait_for(lambda: "\n300," in (directory / "metrics.csv").read_text(), process)
@@ -115,5 +113,5 @@ def test_signals_save_and_say_how_to_go_on(uninterrupted_command, number, tmp_pa
     assert "Traceback" not in error
     assert f"--resume {directory}" in output
     assert output.splitlines()[-1] == str(directory)
-    subprocess.run([sys.executable, str(ROOT / "driftql.py"), "--resume", str(directory)], check=True, timeout=300)
+    assert launch(driftql, "--no-progress", "--resume", directory) == directory
     assert_same_run(directory, uninterrupted)
