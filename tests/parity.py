@@ -22,6 +22,29 @@ def assert_close(value, case, key):
     np.testing.assert_allclose(np.asarray(value), case[key], rtol=1e-5, atol=tolerance)
 
 
+def assert_trees_close(ours, theirs, rtol=1e-4, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), ours, theirs)
+
+
+def assert_same_mean(ours, theirs, name):
+    """Two samples of the same random number, or array of them, along axis 0."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / len(ours) + 1e-12)
+    worst = np.max(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / error)
+    assert worst < 6, f"{name}: {worst:.1f} standard errors"
+
+
+def assert_same_spread(ours, theirs, name):
+    """The standard deviations of two samples: one draw for a whole batch has the right mean and another spread."""
+    variances, errors = [], []
+    for sample in (ours, theirs):
+        deviations = np.asarray(sample, np.float64) - np.mean(sample, dtype=np.float64)
+        variances.append(np.mean(deviations**2))
+        errors.append((np.mean(deviations**4) - variances[-1] ** 2) / len(sample))
+    distance = abs(variances[0] - variances[1]) / np.sqrt(sum(errors) + 1e-24)
+    assert distance < 6, f"{name}: variances {variances}"
+
+
 def mlp_params(case, prefix):
     """Parameters of a fixture, or figures of the same shape, in the layout of common.critics.MLP."""
     layers = {}
@@ -75,10 +98,12 @@ def check_agent_step(script, args, case, layout, metric_names):
     batch = {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
 
     def gradient_and_metrics(key):
-        after, metrics = agent.update(state._replace(key=key), batch)
-        # Adam's first moment after its first step is 0.1 times the gradient.
-        gradient = jax.tree.map(lambda mu: mu / (1 - 0.9), after.optimizer_state[0].mu)
-        return gradient, metrics | {"total": metrics["losses/critic"] + metrics["losses/actor"]}
+        critic_key, actor_key = jax.random.split(key)
+        gradients, metrics = {}, {}
+        for name, key in (("critic", critic_key), ("actor", actor_key)):
+            gradients[name], values = jax.grad(agent.losses[name], has_aux=True)(params[name], state, batch, key)
+            metrics |= values
+        return gradients, metrics | {"total": metrics["losses/critic"] + metrics["losses/actor"]}
 
     num_keys = 4096
     keys = jax.random.split(jax.random.PRNGKey(1), num_keys)
@@ -96,6 +121,11 @@ def check_agent_step(script, args, case, layout, metric_names):
         values, mean = np.asarray(metrics[ours], np.float64), case[f"mean.{theirs}"]
         error = np.hypot(case[f"se.{theirs}"], values.std() / np.sqrt(num_keys))
         assert abs(values.mean() - mean) <= 4.5 * error + 1e-5 * max(1, abs(mean)), ours
+        # And each draw of its own: two draws from one key would add up to another spread.
+        deviations = values - values.mean()
+        spread = values.std()
+        error = np.sqrt(max(np.mean(deviations**4) - spread**4, 0) / (2 * num_keys)) / max(spread, 1e-12)
+        assert abs(spread - case[f"std.{theirs}"]) <= 4.5 * error + 1e-5 * max(1, abs(mean)), ours
 
     flat = flax.traverse_util.flatten_dict
     means, errors = flat(layout("grad_mean")), flat(layout("grad_se"))
@@ -105,8 +135,15 @@ def check_agent_step(script, args, case, layout, metric_names):
         scale = np.sqrt(error**2 + values.var(axis=0) / num_keys + 1e-12)
         assert np.max(np.abs(values.mean(axis=0) - mean) / scale) < 6, name
 
+    # An update is a step of Adam along these gradients.
+    after, update_metrics = jax.jit(agent.update)(state, batch)
+    _, critic_key, actor_key = jax.random.split(state.key, 3)
+    for name, key in (("critic", critic_key), ("actor", actor_key)):
+        gradient, values = jax.jit(jax.grad(agent.losses[name], has_aux=True))(params[name], state, batch, key)
+        assert_trees_close(jax.tree.map(lambda mu: mu / (1 - 0.9), after.optimizer_state[0].mu[name]), gradient)
+        assert_trees_close({key: update_metrics[key] for key in values}, values)
+
     # The target moves towards the critic as it was before the gradient step.
-    after, _ = agent.update(state, batch)
     rate = args.target_rate
     expected = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, target, params["critic"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.target_critic, expected)
+    assert_trees_close(after.target_critic, expected, rtol=1e-5, atol=1e-7)

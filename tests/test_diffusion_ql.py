@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from parity import assert_close, cases
+from parity import assert_close, assert_same_mean, assert_same_spread, assert_trees_close, cases
 
 import diffusion_ql
+from common.critics import Critic
 
 OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
 
@@ -104,6 +105,10 @@ def make(**changes):
     return agent, state, {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}, args
 
 
+def make_critic(args):
+    return Critic(args.hidden_dims, layer_norm=args.critic_layer_norm, **diffusion_ql.TORCH)
+
+
 def gradients(state):
     """Adam's first moment after its first step is 0.1 times the gradient."""
     return {name: jax.tree.map(lambda mu: 10 * mu, s[1][0].mu) for name, s in state.optimizer_state.items()}
@@ -111,14 +116,6 @@ def gradients(state):
 
 def norm(tree):
     return float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))
-
-
-def assert_same_mean(ours, theirs, name):
-    """Two samples of the same random number, or array of them, along axis 0."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / len(ours) + 1e-12)
-    worst = np.max(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / error)
-    assert worst < 6, f"{name}: {worst:.1f} standard errors"
 
 
 @pytest.mark.parametrize("max_q_backup", [False, True])
@@ -138,7 +135,7 @@ def test_an_update_is_what_a_slow_second_writing_gives(max_q_backup):
     params = {"actor": state.params["actor"], "critic": critics[0]}
     state = state._replace(params=params, target_actor=target_actor, target_critic=critics[1])
     actor = diffusion_ql.Actor(args.hidden_dims, ACTION_DIM)
-    critic = diffusion_ql.Critic(args.hidden_dims)
+    critic = make_critic(args)
     betas = [1 - np.exp(-0.1 / 3 - 0.5 * 9.9 * (2 * t - 1) / 9) for t in (1, 2, 3)]
     bars = [1 - betas[0], (1 - betas[0]) * (1 - betas[1]), (1 - betas[0]) * (1 - betas[1]) * (1 - betas[2])]
 
@@ -179,24 +176,28 @@ def test_an_update_is_what_a_slow_second_writing_gives(max_q_backup):
         q_loss = jnp.where(first, -q1.mean() / size2, -q2.mean() / size1)
         return denoising + 3.0 * q_loss, (denoising, q_loss)
 
-    @jax.jit
-    def rewritten(params, after, key):  # constants that XLA folds come out otherwise with jax 0.6, by 0.3%
+    def rewritten(params, after, key):
         critic_key, actor_key = jax.random.split(key)
         loss, critic_grads = jax.value_and_grad(critic_loss)(params["critic"], critic_key)
         (_, parts), actor_grads = jax.value_and_grad(actor_loss, has_aux=True)(
             params["actor"], after.params["critic"], actor_key
         )
-        return [loss, *parts], {"critic": critic_grads, "actor": actor_grads}
+        return [loss, *parts, parts[0] + 3.0 * parts[1]], {"critic": critic_grads, "actor": actor_grads}
 
-    ours, theirs = [], []
-    for key in jax.random.split(jax.random.PRNGKey(1), 1024):
-        our_key, their_key = jax.random.split(key)
-        after, metrics = agent.update(state._replace(key=our_key), batch)
-        ours.append(([metrics[f"losses/{name}"] for name in ("critic", "denoising", "q")], gradients(after)))
-        theirs.append(rewritten(state.params, after, their_key))
-    ours, theirs = (jax.tree.map(lambda *xs: np.stack(xs), *samples) for samples in (ours, theirs))
-    for name, a, b in zip(("critic", "denoising", "q"), ours[0], theirs[0]):
+    @jax.jit
+    def both(state, keys):  # not constants: those that XLA folds come out otherwise with jax 0.6, by 0.3%
+        def one(key):
+            our_key, their_key = jax.random.split(key)
+            after, metrics = agent.update(state._replace(key=our_key), batch)
+            ours = [metrics[f"losses/{name}"] for name in ("critic", "denoising", "q", "actor")]
+            return (ours, gradients(after)), rewritten(state.params, after, their_key)
+
+        return jax.lax.map(one, keys, batch_size=64)
+
+    ours, theirs = both(state, jax.random.split(jax.random.PRNGKey(1), 2048))
+    for name, a, b in zip(("critic", "denoising", "q", "actor"), ours[0], theirs[0]):
         assert_same_mean(a, b, name)
+        assert_same_spread(a, b, name)
     assert np.std(theirs[0][2]) > 0  # the Q loss is random, so its gradient runs through random chains
     jax.tree.map_with_path(lambda path, a, b: assert_same_mean(a, b, jax.tree_util.keystr(path)), ours[1], theirs[1])
 
@@ -222,7 +223,7 @@ def test_the_whole_chain_carries_gradient():
 
 def assert_moved(after, before, goal, rate):
     expected = jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, before, goal)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after, expected)
+    assert_trees_close(after, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_target_critic_follows_the_critic_after_its_step():
@@ -252,7 +253,7 @@ def test_gradients_are_clipped_each_network_on_its_own():
     for name in ("actor", "critic"):
         assert norm(clipped[name]) == pytest.approx(0.5, rel=1e-3)
     expected = jax.tree.map(lambda g: g * 0.5 / norms["critic"], raw["critic"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), clipped["critic"], expected)
+    assert_trees_close(clipped["critic"], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_both_learning_rates_fall_to_zero_as_half_a_cosine():
@@ -291,9 +292,7 @@ def test_acting_draws_one_of_the_samples_with_probability_softmax_q():
 
     def min_q(actions):
         repeated = jnp.broadcast_to(observations, (*actions.shape[:-1], OBSERVATION_DIM))
-        return np.asarray(
-            diffusion_ql.Critic(args.hidden_dims).apply(target, repeated, actions).min(axis=0), np.float64
-        )
+        return np.asarray(make_critic(args).apply(target, repeated, actions).min(axis=0), np.float64)
 
     raw = min_q(acting(single, state, 100_000, target_critic=target)).reshape(-1, 10)
     chosen = min_q(acting(agent, state, 10_000, target_critic=target))
@@ -329,9 +328,7 @@ def test_layer_norm_is_the_critics_alone_and_comes_after_mish():
     for without in (state.params["actor"], make()[1].params):
         assert "LayerNorm" not in str(jax.tree.structure(without))
     params = state.params["critic"]["params"]["VmapMLP_0"]
-    q = diffusion_ql.Critic(args.hidden_dims, layer_norm=True).apply(
-        state.params["critic"], batch["observations"], batch["actions"]
-    )
+    q = make_critic(args).apply(state.params["critic"], batch["observations"], batch["actions"])
     for i in range(2):
         x = np.concatenate([batch["observations"], batch["actions"]], axis=-1)
         for layer in range(2):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import make_dataset
 from parity import assert_close, cases, check_agent_step, check_td_loss, critic_params, mlp_params, shared_args
-from test_learning import make_dataset, train
+from test_learning import train
 
 import driftql
 from common.critics import Critic

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import make_dataset
 
 from common.buffers import make_buffer, sample
-from common.datasets import Dataset
 
 SMALL = {"hidden_dims": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "target_rate": 0.05}
 # Strong behaviour cloning, so that the values are those of the data's action; and weak, so that the policy improves.
@@ -24,30 +24,12 @@ IMPROVE = {
 }
 
 
-def make_dataset(observations, actions, rewards, masks, terminals):
-    """A dataset as `--dataset` would load it; rows whose terminals are 2 hold a final state only."""
-    f32 = lambda x: np.array(x, np.float32)  # noqa: E731
-    rows = np.flatnonzero(np.array(terminals) < 2).astype(np.int32)
-    return Dataset(
-        "probe", None, None, "builtin", None, None, f32(observations), f32(actions), f32(rewards), f32(masks), rows, 1
-    )  # fmt: skip
-
-
 def train(script, dataset, steps, **changes):
     """A small agent of this script after so many updates, and its state."""
     args = script.Args(**(SMALL | changes))
     agent = script.make_agent(args, dataset.observation_dim, dataset.action_dim)
-    buffer = make_buffer(dataset)
-
-    @jax.jit
-    def run(state):
-        def step(state, _):
-            key, batch_key = jax.random.split(state.key)
-            return agent.update(state._replace(key=key), sample(buffer, batch_key, args.batch_size))
-
-        return jax.lax.scan(step, state, length=steps)[0]
-
-    return agent, run(agent.init(jax.random.PRNGKey(0)))
+    chunk = jax.jit(lambda state, buffer: script.train_chunk(agent, state, buffer, args.batch_size, steps)[0])
+    return agent, chunk(agent.init(jax.random.PRNGKey(0)), make_buffer(dataset))
 
 
 def test_critic_finds_the_known_values(script):
@@ -72,8 +54,8 @@ def test_critic_finds_the_known_values(script):
 
     def q(row):
         """train/q_mean of a batch that is this transition over and over: no need to know the script's networks."""
-        batch = sample(buffer._replace(rows=jnp.full(1, row), size=jnp.int32(1)), state.key, 64)
-        return agent.update(state, batch)[1]["train/q_mean"]
+        batch = sample(buffer._replace(rows=jnp.full(1, row)), state.key, 64)
+        return agent.losses["critic"](state.params["critic"], state, batch, state.key)[1]["train/q_mean"]
 
     found = jax.jit(jax.vmap(q))(jnp.asarray(dataset.rows))
     np.testing.assert_allclose(found, [value for value in values if value is not None], atol=0.06)

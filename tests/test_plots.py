@@ -1,0 +1,91 @@
+"""The pictures of a run."""
+
+import numpy as np
+import pytest
+from helpers import NAME
+
+from common import plots
+from common.datasets import load_dataset
+from common.environments import Bandit, make_ogbench_env
+
+
+def never(**_):
+    raise AssertionError("no environment is needed")
+
+
+def result(env, task=None, seeds=(0,)):
+    evaluations = [{"step": step, "success": [0.1 * step] * len(seeds)} for step in range(3)]
+    return {"env": env, "task": task, "evaluations": evaluations, "seeds": list(seeds)}
+
+
+def lines_and_points(monkeypatch):
+    """What the next picture shows: lists of the lines and of the clouds of points in it."""
+    shown = {"lines": [], "points": []}
+    save = plots._save
+
+    def looked_at(plt, figure, path):
+        (axes,) = figure.axes
+        shown["lines"] += [np.asarray(line.get_xydata(), float) for line in axes.lines]
+        shown["points"] += [np.asarray(points.get_offsets(), float) for points in axes.collections]
+        return save(plt, figure, path)
+
+    monkeypatch.setattr(plots, "_save", looked_at)
+    return shown
+
+
+def test_the_curve_has_a_line_per_seed_and_their_mean(tmp_path, monkeypatch):
+    shown = lines_and_points(monkeypatch)
+    evaluations = [{"step": 0, "success": [0, 0.5]}, {"step": 10, "success": [1, 0]}]
+    assert plots.draw_curve(tmp_path / "curve.png", "title", evaluations, [3, 4])
+    expected = [[[0, 0], [10, 1]], [[0, 0.5], [10, 0]], [[0, 0.25], [10, 0.5]]]
+    np.testing.assert_allclose(shown["lines"], expected)
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_bandit_s_picture_has_the_data_and_the_policy_s_actions(tmp_path, monkeypatch):
+    shown = lines_and_points(monkeypatch)
+    data, paths = load_dataset("bandit").actions, [np.array([[0.1, 0.2]]), np.array([[0.3, 0.4]])]
+    said = []
+    rollouts = {"paths": paths, "film": None}
+    drawn = plots.draw_run(tmp_path, result("bandit"), Bandit, rollouts, data, said.append)
+    assert [path.name for path in drawn] == ["curve.png", "rollouts.png"]
+    np.testing.assert_allclose(shown["points"][0], data[:2000])
+    np.testing.assert_allclose(shown["points"][1], np.concatenate(paths))
+    assert not said
+
+
+def test_a_maze_s_picture_shows_where_each_episode_went(tmp_path, monkeypatch):
+    shown = lines_and_points(monkeypatch)
+    paths = [np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]]), np.array([[4.0, 4.0], [5.0, 4.0]])]
+    env = make_ogbench_env(NAME, 2)
+    env.reset(seed=0)
+    goal = env.unwrapped.cur_goal_xy
+    assert plots.draw_rollouts(tmp_path / "a.png", result(NAME, 2), lambda: env, paths)
+    np.testing.assert_allclose(shown["lines"][0], paths[0])
+    np.testing.assert_allclose(shown["lines"][2], paths[1])
+    assert np.linalg.norm(shown["lines"][-1][0] - goal) < 1.5  # the goal is drawn anew around its cell
+    assert not plots.draw_rollouts(tmp_path / "b.png", result("x"), never, [])
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_a_film_is_an_animation_of_its_frames(tmp_path):
+    frames = [np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)]
+    assert plots.save_film(tmp_path / "film.gif", frames)
+    import imageio.v3
+
+    assert imageio.v3.imread(tmp_path / "film.gif", index=None).shape[0] == 4
+    assert not plots.save_film(tmp_path / "none.gif", None)
+
+
+def test_what_cannot_be_drawn_is_a_line(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    said = []
+    rollouts = {"paths": [np.zeros((2, 2))], "film": None}
+    monkeypatch.setattr(plots, "_save", broken)
+    assert plots.draw_run(tmp_path, result("bandit"), Bandit, rollouts, None, said.append) == []
+    assert said == ["no curve.png: the disk is full", "no rollouts.png: the disk is full"]
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        plots.pyplot()
