@@ -1,59 +1,48 @@
-"""What holds for every script at the top: the same parts in the same order, nothing shared but common/."""
+"""What holds for every script at the top: the same parts in the same order, an agent of pure functions, its optimiser,
+its first parameters, its random keys, its presets."""
 
 import ast
 import dataclasses
+import functools
 import inspect
-import subprocess
-import sys
-from pathlib import Path
+import json
+from importlib import import_module
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import ROOT, SCRIPTS
+import optax
+import pytest
+from helpers import CHEAP, ROOT, SCRIPTS
 
 import driftql
-from common import runs
-from common.datasets import BANDITS, OGBENCH_NAMES
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
-    return found
-
-
-def test_scripts_share_nothing_but_common(script):
-    assert not imports(ROOT / f"{script.__name__}.py") & set(SCRIPTS)
-    for path in (ROOT / "common").glob("*.py"):
-        assert not imports(path) & set(SCRIPTS), path
+from common import cli
+from common.buffers import ReplayBuffer
+from common.environments import BANDITS, OGBENCH_NAMES
 
 
 def test_parts_stand_in_the_same_order(script):
-    order = ["Args", "PRESETS", "Actor", "TrainState", "Agent", "make_agent", "main"]
-    tree = ast.parse(inspect.getsource(script))
-    names = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
-    names += [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
-    lines = {node.name: node.lineno for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-    lines |= {node.targets[0].id: node.lineno for node in tree.body if isinstance(node, ast.Assign)}
-    present = [name for name in order if name in names]
-    assert present == sorted(present, key=lines.get)
-    assert {"Args", "PRESETS", "TrainState", "Agent", "make_agent", "main"} <= set(names)
+    """Tables are for looking up, not for reading through: last."""
+    order = ["Args", "Actor", "TrainState", "Agent", "make_agent", "train_chunk", "main", "PRESETS", "args_for"]
+    lines = {}
+    for node in ast.parse(inspect.getsource(script)).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            lines[node.name] = node.lineno
+        elif isinstance(node, ast.Assign):
+            lines[node.targets[0].id] = node.lineno
+    assert sorted(order, key=lines.get) == order
     assert "arxiv.org" in script.__doc__
 
 
 def test_main_is_the_same_everywhere(script):
     """So is the agent's interface: who has read one script can read all, and a fix reaches all."""
-    for name in ("Agent", "main"):
+    for name in ("Agent", "train_chunk", "main", "args_for"):
         assert inspect.getsource(getattr(script, name)) == inspect.getsource(getattr(driftql, name)), name
 
 
 def test_every_argument_and_public_function_is_documented(script):
-    for cls in (runs.Args, script.Args):
+    for cls in (cli.RunArgs, cli.DataArgs, cli.EvaluationArgs, script.Args):
         (body,) = ast.parse(inspect.getsource(cls)).body
         for field, following in zip(body.body, [*body.body[1:], None]):
             if isinstance(field, ast.AnnAssign):
@@ -66,18 +55,20 @@ def test_every_argument_and_public_function_is_documented(script):
 
 def test_presets_are_valid_arguments(script):
     fields = {field.name for field in dataclasses.fields(script.Args)}
-    assert script.PRESETS.keys() <= {*OGBENCH_NAMES, *BANDITS, *getattr(script, "D4RL", {})}
+    assert script.PRESETS.keys() <= {*OGBENCH_NAMES, *BANDITS}
     for env, preset in script.PRESETS.items():
         assert preset.keys() <= fields, env
-        runs.check(script.Args(**preset))
+        script.Args(**preset).check()
     assert {"bandit", "bandit-corners", "pointmaze-medium-navigate"} <= script.PRESETS.keys()
 
 
-def test_agent_is_three_pure_functions(script):
-    """One state in, one out; the same inputs give the same outputs; everything that changes is in the state."""
-    args = script.Args(hidden_dims=(8, 8), batch_size=4)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SCRIPTS], scope="module")
+def problem(request):
+    """script, arguments, agent with compiled functions, state, batch: shared by the tests below."""
+    script = import_module(request.param)
+    args = script.Args(hidden_dims=(8, 8), batch_size=4, **CHEAP[request.param])
     agent = script.make_agent(args, 5, 2)
-    state = agent.init(jax.random.PRNGKey(0))
+    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
     batch = {
         "observations": jnp.ones((4, 5)),
         "actions": jnp.full((4, 2), 0.3),
@@ -85,6 +76,12 @@ def test_agent_is_three_pure_functions(script):
         "masks": jnp.ones(4),
         "next_observations": jnp.ones((4, 5)),
     }
+    return script, args, agent._replace(update=jax.jit(agent.update), act=jax.jit(agent.act)), state, batch
+
+
+def test_agent_is_three_pure_functions(problem):
+    """One state in, one out; the same inputs give the same outputs; everything that changes is in the state."""
+    _, _, agent, state, batch = problem
     first, metrics = agent.update(state, batch)
     second, _ = agent.update(state, batch)
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -96,20 +93,154 @@ def test_agent_is_three_pure_functions(script):
     assert actions.shape == (3, 2)
 
 
-def test_help_works_from_any_folder(script, tmp_path):
-    command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--help"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert "--num-seeds" in output
+def test_actions_are_clipped_and_depend_on_the_key(problem):
+    _, _, agent, state, _ = problem
+    # A policy that goes too far.
+    params = jax.tree.map(lambda x: 10 * x, (state.params["actor"], getattr(state, "target_actor", None)))
+    state = state._replace(params=state.params | {"actor": params[0]})
+    if params[1] is not None:
+        state = state._replace(target_actor=params[1])
+    observations = 100 * jax.random.normal(jax.random.PRNGKey(1), (50, 5))
+    actions = agent.act(state, observations, jax.random.PRNGKey(2))
+    assert np.abs(actions).max() == 1.0
+    assert not np.array_equal(actions, agent.act(state, observations, jax.random.PRNGKey(3)))
 
 
-def test_bench_prints_a_row_per_script():
-    argv = ["--dims", "3", "2", "--rounds", "1", "--seconds", "0.1", "--hidden-dims", "16", "--batch-size", "8"]
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), *argv]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    header, _, *rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
-    assert [row[0] for row in rows] == SCRIPTS
-    for row in rows:
-        cells = dict(zip(header, row))
-        assert float(cells["scan / host"]) > 0
-        assert float(cells["GFLOP/update"]) > 0
-    assert "critic at all too" in output
+# ------------------------------------------------------------------------------------------------------------ optimiser
+
+WEIGHT_DECAY = {("idql", "actor"): 1e-4}  # of AdamW; 0 elsewhere
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
+
+
+def test_every_optimiser_is_adam_with_its_usual_numbers(problem):
+    """One step from chosen moments, written down for the parameters that get no gradient: those that multiply the
+    observation where it is zero. There epsilon shows (the moments are tiny), and so does any weight decay."""
+    script, args, _, state, batch = problem
+    changes = {"learning_rate": 0.1} | ({"lr_decay": False} if hasattr(args, "lr_decay") else {})
+    agent = script.make_agent(dataclasses.replace(args, **changes), 5, 2)
+    batch = batch | {"observations": jnp.zeros((4, 5)), "next_observations": jnp.zeros((4, 5))}
+
+    @jax.jit
+    def gradients(key):
+        return {
+            name: jax.grad(loss, has_aux=True)(state.params[name], state, batch, key)[0]
+            for name, loss in agent.losses.items()
+        }
+
+    flat = functools.partial(flax.traverse_util.flatten_dict, sep="/")
+    samples = [flat(gradients(jax.random.PRNGKey(i))) for i in range(5)]
+    untouched = {name: np.all([sample[name] == 0 for sample in samples], axis=0) for name in samples[0]}
+    untouched = {name: rows for name, rows in untouched.items() if rows.any()}
+    assert {name.split("/")[0] for name in untouched} == set(state.params)
+
+    first, second, count = 1e-8, 1e-16, 3
+
+    def chosen(node):
+        if not is_adam(node):
+            return node
+        filled = lambda tree, value: jax.tree.map(lambda x: jnp.full_like(x, value), tree)  # noqa: E731
+        return node._replace(mu=filled(node.mu, first), nu=filled(node.nu, second), count=filled(node.count, count))
+
+    own = jax.jit(agent.init)(jax.random.PRNGKey(0)).optimizer_state
+    moments = jax.tree.map(chosen, own, is_leaf=is_adam)
+    after = flat(jax.jit(agent.update)(state._replace(optimizer_state=moments), batch)[0].params)
+    before = flat(state.params)
+    mu, nu = 0.9 * first / (1 - 0.9 ** (count + 1)), 0.999 * second / (1 - 0.999 ** (count + 1))
+    step = mu / (np.sqrt(nu) + 1e-8)
+    for name, rows in untouched.items():
+        old, new = (np.asarray(tree[name], np.float64)[rows] for tree in (before, after))
+        decay = WEIGHT_DECAY.get((script.__name__, name.split("/")[0]), 0) * old
+        np.testing.assert_allclose(new - old, -0.1 * (step + decay), rtol=0, atol=3e-7, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------------------------ first parameters
+
+
+def kernel_kind(script: str, name: str) -> str:
+    """`fan_avg` is Glorot's uniform, `torch` uniform within +-1 / sqrt(inputs), `lecun` a normal of variance 1 / inputs,
+    cut off at two standard deviations."""
+    if script == "diffusion_ql":
+        return "torch"
+    in_blocks = script == "idql" and name in [f"actor/params/Dense_{i}/kernel" for i in range(1, 7)]
+    return "lecun" if in_blocks else "fan_avg"
+
+
+def test_first_parameters_are_drawn_as_the_authors_do(script):
+    """Over many keys, layer by layer: spread and shape of the distribution, biases at zero; ensembles differ inside."""
+    width = {"actor_width": 12} if script.__name__ == "idql" else {}
+    agent = script.make_agent(script.Args(hidden_dims=(32, 16), **width), 7, 3)
+    params = jax.jit(jax.vmap(lambda key: agent.init(key).params))(jax.random.split(jax.random.PRNGKey(0), 100))
+    kernels = 0
+    for name, x in flax.traverse_util.flatten_dict(params, sep="/").items():
+        x, leaf = np.asarray(x, np.float64), name.split("/")[-1]
+        if leaf == "kernel":
+            kernels += 1
+            *_, inputs, outputs = x.shape
+            kind = kernel_kind(script.__name__, name)
+            variance = {"fan_avg": 2 / (inputs + outputs), "torch": 1 / 3 / inputs, "lecun": 1 / inputs}[kind]
+            spread = np.sqrt(variance)
+            limit = spread * (2 / 0.87962566 if kind == "lecun" else np.sqrt(3))
+            assert abs(x.std() / spread - 1) < 5 / np.sqrt(2 * x.size), (name, x.std(), spread)
+            assert 0.98 * limit < np.abs(x).max() < 1.0001 * limit, name
+            assert np.mean(x**4) / spread**4 == pytest.approx(2.37 if kind == "lecun" else 1.8, rel=0.1), name
+            if "VmapMLP" in name:
+                assert not np.any(x[:, 0] == x[:, 1]), name
+        elif leaf == "frequencies":
+            assert abs(x.std() - 0.2) < 0.2 * 5 / np.sqrt(2 * x.size), name
+            assert np.abs(x).max() > 0.6, name
+        else:
+            assert (x == {"bias": 0, "scale": 1}[leaf]).all(), name
+    assert kernels >= 6
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+
+DRAWS = ("split", "normal", "uniform", "randint", "bernoulli", "categorical", "gumbel", "choice", "truncated_normal")
+
+
+def test_no_random_key_is_used_twice(problem, monkeypatch):
+    """Neither for two draws nor for a draw and a split, in two updates with their batches and in acting. Each draw is
+    for all rows of the batch."""
+    script, _, _, state, batch = problem
+    _, args, *_ = problem
+    agent = script.make_agent(args, 5, 2)
+    seen = []
+
+    def recorded(name, function):
+        def draw(key, *inputs, **options):
+            result = function(key, *inputs, **options)
+            seen.append((np.asarray(key).tobytes(), name, np.shape(result)))
+            return result
+
+        return draw
+
+    buffer = ReplayBuffer(*(batch[k] for k in ("observations", "actions", "rewards", "masks")), rows=jnp.arange(3))
+    for name in DRAWS:
+        monkeypatch.setattr(jax.random, name, recorded(name, getattr(jax.random, name)))
+    with jax.disable_jit():
+        after, _ = script.train_chunk(agent, state, buffer, 4, 2)
+        agent.act(after, jnp.ones((3, 5)), jax.random.PRNGKey(9))
+    keys = [key for key, *_ in seen]
+    twice = [(name, shape) for key, name, shape in seen if keys.count(key) > 1]
+    assert not twice
+    draws = [(name, shape) for _, name, shape in seen if name != "split" and shape]
+    assert len(draws) >= 5
+    scalars = [name for _, name, shape in seen if name != "split" and not shape]
+    assert scalars == (["bernoulli"] * 2 if script.__name__ == "diffusion_ql" else [])  # the toss of a coin
+    assert all(4 in shape or 3 in shape for _, shape in draws), draws
+
+
+# -------------------------------------------------------------------------------------------------------------- presets
+
+
+def test_presets_are_the_recorded_ones(script):
+    """Every number, and every default that they build on, against a table with its sources."""
+    table = json.loads((ROOT / "tests" / "golden" / "presets.json").read_text())
+    plain = lambda values: json.loads(json.dumps(values))  # tuples are lists in JSON  # noqa: E731
+    assert plain(script.PRESETS) == table[script.__name__]["presets"]
+    own = {name: getattr(script.Args(), name) for name in script.Args.__annotations__}
+    assert plain(own) == table[script.__name__]["defaults"]
+    assert {name: getattr(script.Args(), name) for name in table["protocol"]} == table["protocol"]
