@@ -1,8 +1,10 @@
 """From a name or a file to a Dataset: finding, downloading, reading, labels; one's own data; the bandits' data."""
 
 import http.server
+import io
 import json
 import threading
+import zipfile
 from pathlib import Path
 
 import gymnasium
@@ -36,6 +38,19 @@ def test_ogbench_file_agrees_with_ogbenchs_own_loader(data_dir):
     assert np.abs(ours.actions).max() <= 1 - 1e-5
     assert ours.num_trajectories == 6
     assert ours.source == "unverified"  # nothing says that it was downloaded
+
+
+@pytest.mark.parametrize("task", [1, 3, 5])
+def test_evaluation_is_of_the_task_that_was_asked_for(task, data_dir):
+    """Environment and rewards; a full id names the task too."""
+    for dataset in (
+        load_dataset(NAME, task=task, data_dir=str(data_dir)),
+        load_dataset(f"{NAME}-singletask-task{task}-v0", data_dir=str(data_dir)),
+    ):
+        env = dataset.make_env()
+        env.reset(seed=0)
+        assert (dataset.task, env.unwrapped.cur_task_id) == (task, task)
+        env.close()
 
 
 def damage(path: Path, **changes):
@@ -171,7 +186,13 @@ class LineEnv(gymnasium.Env):
         return np.array([self.x], np.float32), -abs(self.x), False, self.t == 5, {}
 
 
+class UnboundedEnv(LineEnv):
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
 gymnasium.register("Line-v0", entry_point=LineEnv)
+gymnasium.register("Unbounded-v0", entry_point=UnboundedEnv)
+gymnasium.register("Needy-v0", entry_point="not_installed_at_all.envs:Env")
 
 
 def own_arrays(**changes):
@@ -216,6 +237,51 @@ def test_own_file_errors(tmp_path, fails):
     assert "'masks' must be 0 or 1" in fails(driftql, "--env", "Line-v0", "--dataset", path)
     np.savez(path, **own_arrays(rewards=np.zeros((6, 2))))
     assert "'rewards' has shape (6, 2)" in fails(driftql, "--env", "Line-v0", "--dataset", path)
+
+
+def test_environments_that_cannot_be_used_are_one_clear_line(tmp_path, fails):
+    """Discrete actions, actions without bounds, a package that is not installed, and one that does not exist."""
+    path = tmp_path / "own.npz"
+    np.savez(path, **own_arrays())
+    assert "takes actions of Discrete(2)" in fails(driftql, "--env", "CartPole-v1", "--dataset", path)
+    assert "takes actions of Box(-inf, inf" in fails(driftql, "--env", "Unbounded-v0", "--dataset", path)
+    for env in ("Needy-v0", "not_installed_at_all:Env-v0"):
+        error = fails(driftql, "--env", env, "--dataset", path)
+        assert env in error
+        assert "No module named" in error
+
+
+def test_an_ogbench_name_with_a_mistake_is_suggested_for_one_s_own_file_too(data_dir, fails):
+    path = data_dir / f"{NAME}-v0.npz"
+    assert NAME in fails(driftql, "--env", "pointmaze-medum-navigate", "--dataset", path)
+
+
+def test_files_that_are_no_npz_or_promise_too_much_are_one_clear_line(tmp_path, fails):
+    path = tmp_path / "own.npz"
+    with open(path, "wb") as file:
+        np.save(file, np.zeros((6, 1)))
+    assert "is a single array" in fails(driftql, "--env", "Line-v0", "--dataset", path)
+    # A header of 8 exabytes in an archive of a kilobyte; and an archive that says it unpacks to more than there is.
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**60, 1)})
+    np.savez(path, **own_arrays())
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | {"observations.npy": header.getvalue()}).items():
+            archive.writestr(name, content)
+    error = fails(driftql, "--env", "Line-v0", "--dataset", path)
+    assert "memory" in error or "damaged" in error
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")  # uncompressed size, in the directory
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_memory", lambda: 4e9)
+        assert "unpacks to 4.3 GB; this machine has 4.0 GB" in fails(driftql, "--env", "Line-v0", "--dataset", path)
 
 
 # -------------------------------------------------------------------------------------------------------------- bandits

@@ -90,3 +90,19 @@ def test_repulsion_keeps_the_candidates_apart():
     assert abs(mean[0] - 0.4) > 0.2
     assert mean[1] == pytest.approx(0.4, abs=0.05)
     assert spread[1] > 0.5 * spread[0]
+
+
+def test_the_actor_s_noise_has_the_dimension_that_was_asked_for():
+    """Also where it is larger than the action's, or smaller; none given, it is the action's."""
+    for noise_dim, expected in ((None, 2), (1, 1), (7, 7)):
+        agent = driftql.make_agent(driftql.Args(hidden_dims=(4,), noise_dim=noise_dim), 3, 2)
+        state = agent.init(jax.random.PRNGKey(0))
+        kernel = state.params["actor"]["params"]["Dense_0"]["kernel"]
+        assert kernel.shape == (3 + expected, 4)
+        # Each of them reaches the action.
+        observations = jnp.zeros((1000, 3))
+        for i in range(3, 3 + expected):
+            alone = jax.tree.map(jnp.copy, state.params["actor"])
+            alone["params"]["Dense_0"]["kernel"] = jnp.zeros_like(kernel).at[i].set(kernel[i])
+            actions = agent.act(state._replace(params=state.params | {"actor": alone}), observations, state.key)
+            assert actions.std(axis=0).min() > 1e-3

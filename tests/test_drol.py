@@ -146,3 +146,26 @@ def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
     for name, value in of_all.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
     assert_trees_close(ours, gradient, rtol=1e-4, atol=1e-6)
+
+
+def linear_actor(input_rows, num_inputs, action_dim, scale):
+    """Parameters with which an actor of one hidden layer gives scale times these rows of its input: GELU is the
+    identity far to the right."""
+    pick = np.zeros((num_inputs, action_dim), np.float32)
+    pick[input_rows, range(action_dim)] = 1
+    hidden = {"kernel": jnp.asarray(pick), "bias": jnp.full(action_dim, 20.0)}
+    last = {"kernel": scale * jnp.eye(action_dim), "bias": jnp.full(action_dim, -20.0 * scale)}
+    return {"params": {"Dense_0": hidden, "Dense_1": last}}
+
+
+def test_acting_draws_its_latents_from_the_ball():
+    """And so do the next actions of the TD target and the candidates: seen through an actor that shows its latent."""
+    dim = 3
+    agent = drol.make_agent(drol.Args(hidden_dims=(dim,), num_candidates=2), 2, dim)
+    state = agent.init(jax.random.PRNGKey(0))
+    state = state._replace(params=state.params | {"actor": linear_actor([2, 3, 4], 5, dim, 0.1)})
+    latents = 10 * np.asarray(agent.act(state, jnp.ones((20_000, 2)), jax.random.PRNGKey(1)))
+    norms = np.linalg.norm(latents, axis=1)
+    assert norms.max() <= np.sqrt(dim) * 1.001
+    assert norms.mean() == pytest.approx(np.sqrt(dim) * dim / (dim + 1), rel=0.01)
+    assert np.abs(latents.mean(axis=0)).max() < 0.05

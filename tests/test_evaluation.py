@@ -1,5 +1,6 @@
 """Parallel evaluation: what it measures, that workers do not matter, and that no process outlives it."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -51,6 +52,14 @@ class Recorder(gymnasium.Env):
         )
 
 
+class Listener(Recorder):
+    """Reports each action that it gets as its position, so that the evaluation hands it on."""
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, info | {"xy": np.array([action[0], self.t])}
+
+
 class Failing(Recorder):
     def step(self, action):
         raise FloatingPointError("the simulation blew up")
@@ -68,6 +77,22 @@ def test_success_return_and_length_of_each_episode():
             assert length == (4 if success else 10)
             # the t-th action sees the observation t: 0.01 * (0 + 1 + ... + length - 1), and the state's offset
             assert total == pytest.approx(offset * length + 0.01 * length * (length - 1) / 2, rel=1e-5)
+
+
+def test_the_noise_of_actions_is_drawn_anew_at_every_step():
+    """Of every episode, every evaluation and every seed; the same state and observation otherwise."""
+    args = driftql.Args(env="bandit", eval_episodes=12, num_seeds=2, progress=False, seed=4)
+    act = lambda state, observations, key: 0.9 * jax.random.uniform(key, (len(observations), 1))  # noqa: E731
+    drawn = []
+    for seed in (4, 5):  # paths are those of the first seed
+        with Evaluator(dataclasses.replace(args, seed=seed), Listener, act) as evaluate:
+            for step in (0, 100):
+                results = evaluate(jnp.zeros(2), step)
+                assert [len(path) for path in results["paths"]] == results["length"][0].tolist()
+                drawn += [path[:, 0] for path in results["paths"]]
+    everything = np.concatenate(drawn)
+    assert len(everything) > 200
+    assert len(np.unique(everything)) == len(everything)
 
 
 def test_result_does_not_depend_on_the_number_of_workers():

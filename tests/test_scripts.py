@@ -156,12 +156,12 @@ def test_every_optimiser_is_adam_with_its_usual_numbers(problem):
         np.testing.assert_allclose(new - old, -0.1 * (step + decay), rtol=0, atol=3e-7, err_msg=name)
 
 
-# ------------------------------------------------------------------------------------------------------ first parameters
+# ----------------------------------------------------------------------------------------------------- first parameters
 
 
 def kernel_kind(script: str, name: str) -> str:
-    """`fan_avg` is Glorot's uniform, `torch` uniform within +-1 / sqrt(inputs), `lecun` a normal of variance 1 / inputs,
-    cut off at two standard deviations."""
+    """`fan_avg` is Glorot's uniform, `torch` uniform within +-1 / sqrt(inputs), `lecun` a normal of variance 1 / inputs
+    that is cut off at two standard deviations."""
     if script == "diffusion_ql":
         return "torch"
     in_blocks = script == "idql" and name in [f"actor/params/Dense_{i}/kernel" for i in range(1, 7)]
