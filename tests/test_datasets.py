@@ -14,6 +14,7 @@ import pytest
 from helpers import NAME
 
 import driftql
+from common import datasets
 from common.buffers import make_buffer, sample
 from common.datasets import load_dataset
 from common.transitions import sha256
