@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from common import UserError
 from common.environments import BANDITS
 
 COLORS = {"wall": "0.75", "data": "0.6", "policy": "#0072b2", "goal": "#d55e00"}
@@ -118,11 +119,11 @@ def save_film(path: Path, film: list[np.ndarray] | None) -> bool:
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot without a screen. Raises ImportError with what to install."""
+    """matplotlib.pyplot without a screen. Raises UserError with what to install."""
     try:
         import matplotlib  # optional, and a second
     except ImportError:
-        raise ImportError("pip install matplotlib") from None
+        raise UserError("pictures need matplotlib: uv pip install -e '.[plot]'") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot
 

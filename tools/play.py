@@ -84,7 +84,7 @@ def play(args: Args) -> dict[str, Any]:
         raise UserError("--episodes and --workers must be positive.")
     result = _read_result(Path(args.run)) if args.pictures else {}
     if args.rollouts or args.pictures:
-        _matplotlib()
+        pyplot()  # says at once what is missing
     task = resolve_name(name, args.task or resolve_name(run_args["env"], run_args["task"])[1])[1] if has_tasks else None
     make_env = env_maker(config, task)
 
@@ -130,13 +130,6 @@ def _read_result(directory: Path) -> dict[str, Any]:
         return json.loads((directory / "result.json").read_text())
     except (OSError, ValueError):
         raise UserError(f"{directory}: there is no result.json, so the run has not ended well.") from None
-
-
-def _matplotlib() -> None:
-    try:
-        pyplot()
-    except ImportError as error:
-        raise UserError(f"pictures cannot be drawn: {error}.") from None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Pictures for the README. `python tools/plot.py bandit` trains every script that is there on a 2-D bandit with its
-preset and draws them side by side: the data, then each policy's actions early and late in training.
+"""Pictures of one study: the policies on a bandit, learning curves, the effect of random actions in the data.
+
+`bandit` trains every script that is there on a 2-D bandit with its preset and draws them side by side: the data, then
+each policy's actions early and late in training. `curves` and `corruption` draw finished runs, all below a folder.
 
     python tools/plot.py bandit                                         # writes docs/bandit-comparison.png
     python tools/plot.py bandit --env bandit-corners --out docs/bandit-corners-comparison.png
     python tools/plot.py bandit --scripts driftql idql --seed 1
+    python tools/plot.py curves runs --out docs/curves                  # a picture per environment, task and dataset
+    python tools/plot.py corruption runs --out docs/corruption.png
 """
 
 import argparse
@@ -18,13 +22,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from curves import draw_runs
+from read_runs import TITLES
+from shared import ROOT
+
 from common.buffers import make_buffer
+from common.cli import one_line_errors
 from common.datasets import load_dataset
 from common.environments import BANDITS
 from common.plots import COLORS, pyplot
 
-ROOT = Path(__file__).parent.parent
-TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
 CHUNKS, EARLY = 20, 2  # training in so many parts; "early" is after the second
 NUM_ACTIONS = 1_000
 
@@ -76,16 +83,25 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    picture = parser.add_subparsers(dest="picture", required=True).add_parser("bandit", help="all policies on a bandit")
+    pictures = parser.add_subparsers(dest="picture", required=True)
+    bandit = pictures.add_parser("bandit", help="all policies on a bandit")
     there = [name for name in TITLES if (ROOT / f"{name}.py").exists()]
-    picture.add_argument("--env", choices=list(BANDITS), default="bandit")
-    picture.add_argument("--scripts", nargs="+", choices=there, default=there)
-    picture.add_argument("--seed", type=int, default=0)
-    picture.add_argument("--out", type=Path, default=ROOT / "docs" / "bandit-comparison.png")
+    bandit.add_argument("--env", choices=list(BANDITS), default="bandit")
+    bandit.add_argument("--scripts", nargs="+", choices=there, default=there)
+    bandit.add_argument("--seed", type=int, default=0)
+    bandit.add_argument("--out", type=Path, default=ROOT / "docs" / "bandit-comparison.png")
+    curves = pictures.add_parser("curves", help="learning curves of finished runs")
+    corruption = pictures.add_parser("corruption", help="score over the share of random actions in the data")
+    for parser_of_runs, out in ((curves, Path("curves")), (corruption, Path("corruption.png"))):
+        parser_of_runs.add_argument("runs", type=Path, help="folder with run directories, at any depth")
+        parser_of_runs.add_argument("--out", type=Path, default=out)
     args = parser.parse_args()
+    if args.picture != "bandit":
+        return draw_runs(args.picture, args.runs, args.out)
     jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
     draw_bandit(args.env, args.seed, args.scripts, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("plot"):
+        main()

@@ -1,0 +1,375 @@
+"""tools/sweep.py: every job runs once, whatever is killed. With SLOW_TESTS=1 the jobs are real ones of driftql.py."""
+
+import getpass
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, alive
+from rich.console import Console
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import sweep
+import sweep_job
+import sweep_table
+from shared import read_json
+
+from common import UserError
+
+STANDIN = ("--scripts", str(Path(__file__).with_name("standin.py")), "--envs", "bandit")
+DRIFTQL = ("--scripts", "driftql", "--envs", "bandit", "--set", "hidden-dims=16 16", "--set", "num-candidates=2")
+DRIFTQL += ("--set", "batch-size=16", "--set", "steps=40000", "--set", "log-every=200", "--set", "eval-every=20000")
+DRIFTQL += ("--set", "save-every=2000", "--set", "eval-episodes=16", "--set", "eval-workers=1")
+slow = pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes minutes; set SLOW_TESTS=1")
+KINDS = [pytest.param(STANDIN, id="standin"), pytest.param(DRIFTQL, id="driftql", marks=slow)]
+SEEDS = ("--seeds", *map(str, range(12)))
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+def start(folder: Path, *argv) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "tools" / "sweep.py"), "--runs-dir", str(folder), *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    STARTED.append(subprocess.Popen(command, start_new_session=True, **pipes))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(tmp_path):
+    """A test that fails in the middle leaves no processes behind."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+    for path in tmp_path.rglob("job.json"):
+        for attempt in (read_json(path) or {"attempts": []})["attempts"]:
+            if attempt["exit"] is None and alive(attempt["pid"]):
+                os.kill(attempt["pid"], signal.SIGKILL)
+
+
+def attempts(folder: Path) -> dict[Path, list[dict]]:
+    """Job folder -> its attempts so far."""
+    return {path.parent: (read_json(path) or {"attempts": []})["attempts"] for path in folder.glob("*/job.json")}
+
+
+def wait_for(condition, seconds: float = 120):
+    """The first true value of condition()."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+def in_the_middle(folder: Path, at_least: int = 1) -> list[tuple[Path, dict]]:
+    """Jobs that run, have saved something and are not done; none if they are fewer than `at_least`."""
+    running = [(job, tries[-1]) for job, tries in attempts(folder).items() if tries and tries[-1]["exit"] is None]
+    running = [(job, last) for job, last in running if list(job.glob("*/checkpoint.msgpack")) and alive(last["pid"])]
+    running = [(job, last) for job, last in running if not list(job.glob("*/result.json"))]
+    return running if len(running) >= at_least else []
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def results(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*/result.json"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twelve_jobs_survive_the_death_of_the_sweep_and_of_a_job(tmp_path, kind):
+    first = start(tmp_path, *kind, *SEEDS, "--workers", "2")
+    wait_for(lambda: len(results(tmp_path)) >= 3, 600)
+    number = 2 if kind is STANDIN else 1  # real jobs train for a short part of their time
+    (victim, attempt), *survivors = wait_for(lambda: in_the_middle(tmp_path, number), 600)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    os.kill(attempt["pid"], signal.SIGKILL)
+    for job, last in survivors:  # their scripts live on without the process that waits for them
+        waiting = parent(last["pid"])
+        os.kill(waiting, signal.SIGKILL)
+        wait_for(lambda pid=waiting: not alive(pid))
+        assert sweep_job.look(job).state in ("running", "done")
+    done_before = {path: path.stat().st_mtime_ns for path in results(tmp_path)}
+
+    second = start(tmp_path, *kind, *SEEDS, "--workers", "2")
+    output, errors = second.communicate(timeout=900)
+    assert second.returncode == 0, errors
+    assert "12 jobs: 12 done" in output
+    tries = attempts(tmp_path)
+    assert len(tries) == 12
+    assert len(results(tmp_path)) == 12 == len(list(tmp_path.glob("*/*/config.json")))  # none lost, none twice
+    assert {job: len(each) for job, each in tries.items() if len(each) > 1} == {victim: 2}
+    assert tries[victim][1]["from_step"] > 0
+    assert all(len(tries[job]) == 1 for job, _ in survivors)  # what ran on was left to run
+    assert all(path.stat().st_mtime_ns == then for path, then in done_before.items())
+
+
+def test_a_job_never_runs_beside_itself(tmp_path):
+    """Two sweeps of the same jobs at the same time."""
+    sweeps = [start(tmp_path, *STANDIN, "--seeds", "0", "1", "2", "--workers", "3") for _ in range(2)]
+    for each in sweeps:
+        output, errors = each.communicate(timeout=120)
+        assert each.returncode == 0, errors
+        assert "3 jobs: 3 done" in output
+    assert [path.read_text() for path in tmp_path.glob("*/*/starts.txt")] == ["0\n"] * 3
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    argv = (*STANDIN, "--seeds", "0", "1", "2", "--workers", "2", "--set", "steps=600")
+    first = start(tmp_path, *argv)
+    jobs = wait_for(lambda: in_the_middle(tmp_path, 2))
+    os.kill(first.pid, signal.SIGINT)
+    output, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert not any(alive(last["pid"]) for _, last in jobs)
+    assert [attempts(tmp_path)[job][-1]["exit"] for job, _ in jobs] == [143, 143]
+    assert "interrupted at step" in output
+    second = start(tmp_path, *argv)
+    assert "3 jobs: 3 done" in second.communicate(timeout=60)[0]
+    assert sorted(len(path.read_text().split()) for path in tmp_path.glob("*/*/starts.txt")) == [1, 2, 2]
+
+
+def test_a_failed_job_says_why_and_runs_again_only_with_retry(tmp_path):
+    argv = (*STANDIN, "--set", "fail=2")
+    for retry, tried in (((), 1), ((), 1), (("--retry",), 2)):
+        process = start(tmp_path, *argv, *retry)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "1 failed" in output
+        assert "standin: error: there is no such file." in output
+        (tries,) = attempts(tmp_path).values()
+        assert len(tries) == tried
+
+
+def test_an_end_without_a_result_is_a_failure(tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps({"command": ["python", "-c", "pass"], "attempts": []}))
+    assert subprocess.run(sweep.job_process(tmp_path)).returncode == 0
+    assert sweep_job.look(tmp_path)[:5] == ("failed", 0, 0, 0.0, "ended without a result.json")
+
+
+def test_workers_have_cores_and_gpus_of_their_own(tmp_path, monkeypatch):
+    """Two workers on this machine's cores and two GPUs."""
+    script = tmp_path / "where.py"
+    script.write_text(
+        "import os, sys; print(sorted(os.sched_getaffinity(0)), os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(2)"
+    )
+    argv = ("--scripts", str(script), "--envs", "bandit", "--seeds", "0", "1", "--workers", "2", "--gpus", "5", "7")
+    start(tmp_path / "runs", *argv).communicate(timeout=60)
+    said = sorted(path.read_text().split("] ") for path in tmp_path.glob("runs/*/stdout.txt"))
+    assert sorted(gpu.strip() for _, gpu in said) == ["5", "7"]
+    if len(os.sched_getaffinity(0)) > 1:
+        first, second = (set(cores.strip("[]").split(", ")) for cores, _ in said)
+        assert not first & second
+
+
+# ---------------------------------------------------------------------------------------------------------------- jobs
+
+
+def commands(tmp_path, text: str, *argv) -> list[list[str]]:
+    (tmp_path / "sweep.yaml").write_text(text)
+    blocks = sweep.read_blocks(tmp_path / "sweep.yaml")
+    return [list(job.command[1:]) for job in sweep.make_jobs(blocks, tmp_path)]
+
+
+def test_a_file_is_the_product_of_each_block(tmp_path):
+    text = """
+    - scripts: [driftql, fql]
+      envs: cube-single-play
+      tasks: [1, 2]
+      settings: {alpha: [1, 1e1], hidden-dims: 256 256, dataset: "{env}.npz"}
+    - scripts: fql
+      envs: [bandit, bandit]
+      seeds: [3]
+      settings: {normalize-q: false}
+    """
+    made = commands(tmp_path, text)
+    assert len(made) == 9  # 2 x 2 x 2, and the twice-named bandit once
+    expected = (
+        "--env cube-single-play --task 1 --seed 0 --alpha 1e1 --dataset cube-single-play.npz --hidden-dims 256 256"
+    )
+    assert " ".join(made[1][1:14]) == expected
+    assert made[-1][0].endswith("fql.py")
+    assert made[-1][1:6] == ["--env", "bandit", "--seed", "3", "--no-normalize-q"]
+
+
+def test_every_sweep_file_of_the_repository_can_be_read():
+    for path in (ROOT / "tools" / "sweeps").glob("*.yaml"):
+        assert sweep.make_jobs(sweep.read_blocks(path), Path("runs")), path
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--envs", "bandit"], "needs scripts"),
+        (["--scripts", "driftkl", "--envs", "bandit"], "no driftkl.py; did you mean driftql?"),
+        (["--scripts", "fql", "--envs", "bandit", "--set", "alpha"], "--set alpha has no ="),
+        (["--scripts", "fql", "--envs", "bandit", "--workers", "0"], "--workers 0 must be positive"),
+        (["--scripts", "fql", "--envs", "bandit", "--wrokers", "1"], "unrecognized arguments: --wrokers"),
+        (["nowhere.yaml"], "cannot read nowhere.yaml"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(argv, expected):
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")) as error:
+        sweep.main(argv)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("scripts: [fql]", "must be a list of blocks"),
+        ("- {scripts: fql, env: bandit}", "unknown key 'env'"),
+        ("- {scripts: [fql, envs: bandit}", "is not YAML"),
+        ("- {scripts: fql, envs: bandit, settings: [alpha]}", "settings must be"),
+    ],
+)
+def test_bad_files_are_one_clear_line(tmp_path, text, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        commands(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+def test_without_submitit_slurm_is_one_line_on_standard_error(tmp_path):
+    (tmp_path / "submitit.py").write_text("raise ImportError")
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "sweep.py"), *STANDIN, "--slurm", "--runs-dir", str(tmp_path / "runs")],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert process.stderr == "sweep: error: --slurm needs submitit: uv pip install -e '.[sweep]'\n"
+
+
+def test_the_table_says_what_runs_and_when_it_ends(tmp_path):
+    job, other = (sweep_job.Job(f"{name} bandit seed 0", tmp_path / name, ()) for name in ("driftql", "fql"))
+    running = sweep_job.Status("running", step=40_000, steps=100_000, rate=100.0)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(sweep_table.table({other: sweep_job.Status("waiting"), job: running}))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert lines[0] == "2 jobs: 1 running, 1 waiting, about 27 min left"
+    assert lines[2] == "running driftql bandit seed 0 40,000 / 100,000 100 10 min"
+
+
+# --------------------------------------------------------------------------------------------------------------- SLURM
+
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=1,sched_interval=2
+KillWait=15
+ReturnToService=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A cluster of this machine alone, with two CPUs, in the folder of the test."""
+    pytest.importorskip("submitit", reason="no SLURM test: submitit is not installed (extra `sweep`)")
+    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+    if missing or getpass.getuser() != "root":
+        pytest.skip(f"no SLURM test: needs root and {', '.join(missing) or 'nothing else'} (slurm-wlm, munge)")
+    folder = tmp_path / "slurm"
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    with socket.socket() as a, socket.socket() as b:
+        ports = [each.bind(("127.0.0.1", 0)) or each.getsockname()[1] for each in (a, b)]
+    host = socket.gethostname().split(".")[0]
+    (folder / "slurm.conf").write_text(CONFIG.format(host=host, ports=ports, folder=folder, user="root"))
+    (folder / "key").write_bytes(os.urandom(128))
+    (folder / "key").chmod(0o600)
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    munge = [
+        "munged",
+        "--force",
+        "--foreground",
+        *(f"--{x}={folder}/munge.{x.split('-')[0]}" for x in ("socket", "pid-file", "seed-file", "log-file")),
+    ]
+    daemons = []
+    try:
+        for command in ([*munge, f"--key-file={folder}/key"], ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c"]):
+            with open(folder / f"{command[0]}.out", "w") as log:
+                daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
+            time.sleep(1)
+        try:
+            wait_for(lambda: "idle" in subprocess.run(["sinfo"], capture_output=True, text=True).stdout, 20)
+        except AssertionError:
+            logs = "\n".join(path.read_text()[-500:] for path in folder.glob("*.out"))
+            pytest.skip(f"no SLURM test: its daemons do not come up here:\n{logs}")
+        yield folder
+        subprocess.run(["scancel", "--user=root"])
+        wait_for(lambda: not sweep.slurm_queue(), 60)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(timeout=30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twelve_jobs_on_slurm_with_one_cancelled_and_one_requeued(tmp_path, slurm, kind):
+    folder = tmp_path / "runs"
+    steps = ("--set", "steps=800") if kind is STANDIN else ()
+    argv = (*kind, *SEEDS, *steps, "--slurm", "--partition", "test", "--cpus-per-job", "1", "--workers", "12")
+    first = start(folder, *argv)
+    (cancelled, _), (requeued, _) = wait_for(lambda: in_the_middle(folder, 2), 600)
+    first.kill()  # the jobs stay in the queue, and the second sweep finds them there
+    first.wait()
+    second = start(folder, *argv)
+    assert second.stdout.readline()  # it has seen that both run
+    subprocess.run(["scontrol", "requeue", read_json(requeued / "slurm.json")["id"]], check=True)
+    subprocess.run(["scancel", read_json(cancelled / "slurm.json")["id"]], check=True)
+    output, errors = second.communicate(timeout=1200)
+    assert second.returncode == 1, (output, errors)
+    assert "12 jobs: 1 waiting, 11 done" in output  # nobody undoes a cancellation but the next sweep
+    third = start(folder, *argv)
+    output, errors = third.communicate(timeout=600)
+    assert third.returncode == 0, (output, errors)
+    tries = attempts(folder)
+    assert len(results(folder)) == 12 == len(list(folder.glob("*/*/config.json")))
+    assert {job: len(each) for job, each in tries.items() if len(each) > 1} == {cancelled: 2, requeued: 2}
+    assert all(tries[job][1]["from_step"] > 0 for job in (cancelled, requeued))
+
+
+def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on(tmp_path, slurm):
+    """submitit's SIGUSR2, sent by hand: SLURM's time limits are whole minutes."""
+    folder = tmp_path / "runs"
+    process = start(folder, *STANDIN, "--set", "steps=1500", "--slurm", "--cpus-per-job", "1")
+    ((job, _),) = wait_for(lambda: in_the_middle(folder), 60)
+    subprocess.run(["scancel", "--signal=USR2", read_json(job / "slurm.json")["id"]], check=True)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, (output, errors)
+    (tries,) = attempts(folder).values()
+    assert [each["exit"] for each in tries] == [143, 0]
+    assert tries[1]["from_step"] > 0
+    assert json.loads(results(folder)[0].read_text())["steps"] == 1500

@@ -1,0 +1,299 @@
+"""Run directories as they lie on the disk, for the other tools, and the statistics over their seeds."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shared import ROOT, last_step, read_json
+
+from common import UserError
+
+TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
+ACTIVE_SECONDS = 900  # a log that was written to since then may belong to a run that goes on
+# What no score depends on, or what stands in a column of its own.
+NOT_SETTINGS = {
+    "env", "task", "data", "data_dir", "dataset", "collect_episodes", "seed", "num_seeds", "grid", "log_every",
+    "eval_workers", "save_every", "runs_dir", "resume", "track", "capture_video", "progress",
+}  # fmt: skip
+SIZES = {"steps", "batch_size", "hidden_dims", "num_candidates", "num_samples", "eval_episodes"}
+SOURCES = {
+    "official": "official", "builtin": "built in", "collected": "collected here, not official",
+    "unverified": "unverified file", "user": "own file", "d4rl": "D4RL", "minari": "Minari, not D4RL's files",
+}  # fmt: skip
+
+# ---------------------------------------------------------------------------------------------------- reading the runs
+
+
+class Seed(NamedTuple):
+    """One seed of one finished run; in a grid, of one combination."""
+
+    run: Path
+    config: dict
+    result: dict
+    seed: int
+    score: float  # success: share of episodes; elsewhere the return
+    curve: list[tuple[int, float]]  # (gradient step, success or return)
+
+
+class Group(NamedTuple):
+    """The seeds that were trained in the same way on the same data: one number of a table, one line of a plot."""
+
+    algo: str
+    env: str
+    task: int | None
+    data: str  # what the data are, in words
+    official: bool  # whether the data are those of the benchmark, so that papers' numbers can stand beside the score
+    settings: dict  # what differs from the script's preset
+    reduced: bool  # whether one of these makes the run smaller than the preset
+    metric: str  # success or return
+    seeds: list[Seed]
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.algo, self.algo)
+
+    @property
+    def place(self) -> str:
+        return f"{self.env} task {self.task}" if self.task else self.env
+
+    @property
+    def settings_text(self) -> str:
+        if not self.settings:
+            return "preset"
+        text = ", ".join(f"{name.replace('_', '-')} {setting_text(value)}" for name, value in self.settings.items())
+        return f"reduced: {text}" if self.reduced else f"changed: {text}"
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(seeds,) success in percent, or the return."""
+        return np.array([seed.score for seed in self.seeds]) * self.scale
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.metric == "success" else 1.0
+
+
+def setting_text(value) -> str:
+    """A value of the command line for the eye: `256 256`, `300,000`."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def read_runs(folder: Path) -> tuple[list[Group], list[tuple[Path, str]]]:
+    """All runs below `folder`: the groups of the finished ones, and (directory, reason) of what is left out.
+
+    Raises UserError if there is no run below it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder.")
+    members, left_out, repeated = defaultdict(dict), [], defaultdict(list)
+    directories = _directories(folder)
+    if not directories:
+        raise UserError(f"there is no run directory in {folder}.")
+    for run in directories:
+        seeds = _read_run(run)
+        if isinstance(seeds, str):
+            left_out.append((run, seeds))
+            continue
+        for key, seed in seeds:
+            older = members[key].get(seed.seed)
+            if older and _time(older) > _time(seed):
+                seed, older = older, seed
+            if older:
+                repeated[older.run, seed.run].append(str(seed.seed))
+            members[key][seed.seed] = seed
+    for (run, newer), seeds in repeated.items():
+        left_out.append((run, f"seed {', '.join(seeds)}: ran again with the same settings and data, {newer.name}"))
+    groups = [_group(key, [seeds[seed] for seed in sorted(seeds)]) for key, seeds in members.items()]
+    order = {algo: i for i, algo in enumerate(TITLES)}
+    groups.sort(key=lambda g: (g.env, g.task or 0, g.data, order.get(g.algo, 99), g.algo, natural(g.settings_text)))
+    return groups, sorted(left_out)
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """Sort key that puts `alpha 30` before `alpha 100`."""
+    parts = re.findall(r"\d+(?:\.\d+)?|\D+", text)
+    return [(float(part), "") if part[0].isdigit() else (math.inf, part) for part in parts]
+
+
+def _directories(folder: Path) -> list[Path]:
+    """Run directories, and the folders of a sweep's jobs that left none."""
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        if {"config.json", "result.json", "metrics.csv", "checkpoint.msgpack"} & set(files):
+            found.append(Path(path))
+            folders.clear()
+        elif "job.json" in files:
+            folders[:] = [name for name in folders if "__" in name]
+            if not folders and (read_json(Path(path) / "job.json") or {}).get("attempts"):
+                found.append(Path(path))
+        elif Path(path).name.count("__") == 3 and not folders and not files:
+            found.append(Path(path))
+    return found
+
+
+def _time(seed: Seed) -> str:
+    """When the run began, from its name: the files' times do not survive a checkout."""
+    return seed.run.name.rpartition("__")[2]
+
+
+def _read_run(run: Path) -> list[tuple[tuple, Seed]] | str:
+    """(key of the group, seed) of each seed; or why the run is left out."""
+    if (attempts := (read_json(run / "job.json") or {}).get("attempts")) is not None:
+        return f"failed before there was a run: {attempts[-1]['reason']}"
+    config, result = read_json(run / "config.json"), read_json(run / "result.json")
+    if config is None:
+        return "damaged: config.json cannot be read" if (run / "config.json").exists() else "foreign: no config.json"
+    if not isinstance(config.get("algo"), str) or not isinstance(config.get("args"), dict):
+        return "foreign: config.json is not of these scripts"
+    if result is None:
+        if (run / "result.json").exists():
+            return "damaged: result.json cannot be read"
+        return _why_unfinished(run, config)
+    try:
+        return _seeds(run, config, result)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"damaged: result.json is not complete ({type(error).__name__}: {error})"
+
+
+def _why_unfinished(run: Path, config: dict) -> str:
+    step, steps = last_step(run), config["args"].get("steps", 0)
+    where = f"at step {step:,} of {steps:,}"
+    attempts = (read_json(run.parent / "job.json") or {}).get("attempts") or [{}]
+    if attempts[-1].get("reason"):
+        return f"not finished, {where}: {attempts[-1]['reason']}"
+    log = run / "metrics.csv"
+    if log.exists() and time.time() - log.stat().st_mtime < ACTIVE_SECONDS:
+        return f"running, {where}"
+    return f"not finished, {where}: interrupted or failed"
+
+
+def _seeds(run: Path, config: dict, result: dict) -> list[tuple[tuple, Seed]]:
+    metric = "success" if "success" in result["evaluations"][-1] else "return"
+    data, grid = result["dataset"], result.get("grid") or {}
+    seeds = []
+    for i, (seed, score) in enumerate(zip(result["seeds"], result["score_per_seed"], strict=True)):
+        curve = [(evaluation["step"], float(evaluation[metric][i])) for evaluation in result["evaluations"]]
+        if not all(map(math.isfinite, (score, result["steps"], result["updates_per_second"], result["wall_seconds"]))):
+            raise ValueError("a number is not finite")
+        args = config["args"] | {name: values[i] for name, values in grid.items()}
+        settings = json.dumps(changed_settings(result["algo"], result["env"], args))
+        key = (result["algo"], result["env"], result["task"], data.get("sha256"), settings, metric)
+        seeds.append((key, Seed(run, config, result, seed, float(score), curve)))
+    return seeds
+
+
+def _group(key: tuple, seeds: list[Seed]) -> Group:
+    algo, env, task, _, settings, metric = key
+    data, settings = seeds[0].result["dataset"], json.loads(settings)
+    preset = presets(algo, env)
+    smaller = [name for name in SIZES & settings.keys() & preset.keys() if _size(settings[name]) < _size(preset[name])]
+    official = data.get("source") in ("official", "builtin", "d4rl")
+    return Group(algo, env, task, describe_data(data), official, settings, bool(smaller), metric, seeds)
+
+
+def _size(value) -> float:
+    return sum(value) if isinstance(value, (list, tuple)) else value
+
+
+def describe_data(dataset: dict) -> str:
+    """`collected here, not official, 200 episodes, 20% random actions`, from the dataset's record in a run."""
+    source, collection = dataset.get("source"), dataset.get("collection") or {}
+    words = [SOURCES.get(source, str(source))]
+    if collection.get("episodes") != collection.get("official_episodes"):
+        words.append(f"{collection['episodes']:,} episodes")
+    if collection.get("p_random_action"):
+        words.append(f"{collection['p_random_action']:.0%} random actions")
+    return ", ".join(words)
+
+
+def random_share(group: Group) -> float:
+    """Share of the data's actions that were replaced by random ones when the data were collected."""
+    return (group.seeds[0].result["dataset"].get("collection") or {}).get("p_random_action") or 0.0
+
+
+def changed_settings(algo: str, env: str, args: dict) -> dict:
+    """The arguments that differ from what the script takes for this environment if nothing is said."""
+    preset = presets(algo, env)
+    names = [name for name in args if name not in NOT_SETTINGS]
+    return {name: args[name] for name in names if name not in preset or args[name] != preset[name]}
+
+
+@functools.cache
+def presets(algo: str, env: str) -> dict:
+    """Arguments of the script for an environment, defaults included; empty for a script that is not here."""
+    if not (ROOT / f"{algo}.py").exists():
+        return {}
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only tables are read; another process may use the GPU
+    script = importlib.import_module(algo)
+    values = dataclasses.asdict(script.Args(**script.PRESETS.get(env, {})))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def mean_interval(values: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float, float]:
+    """Mean of (n,) values and its 95% interval, Student's t, cut to what is possible. NaN for the interval of one."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+    return mean, max(mean - half, bounds[0]), min(mean + half, bounds[1])
+
+
+def iqm_interval(tasks: list[np.ndarray], samples: int = 5_000) -> tuple[float, float, float]:
+    """Interquartile mean over the scores of all tasks, (seeds,) each, and its 95% interval by stratified bootstrap:
+    seeds are drawn within each task (arXiv 2108.13264). NaN for the interval where no task has two seeds.
+
+    As rliable computes it, which we do not use: archived in 2025, with dependencies of fixed old versions, and it
+    needs the same number of seeds for every task.
+    """
+    value = float(scipy.stats.trim_mean(np.concatenate(tasks), 0.25))
+    if all(len(scores) < 2 for scores in tasks):
+        return value, math.nan, math.nan
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([rng.choice(scores, (samples, len(scores))) for scores in tasks], axis=1)
+    low, high = np.percentile(scipy.stats.trim_mean(drawn, 0.25, axis=1), [2.5, 97.5])
+    return value, float(low), float(high)
+
+
+def time_to_score(group: Group, threshold: float) -> tuple[int, float, float] | None:
+    """When an evaluation first reaches `threshold` (in the score's unit): (seeds that do, their median of gradient
+    steps, their median of training seconds, all seeds of a run together); None if none does."""
+    reached = []
+    for seed in group.seeds:
+        steps = [step for step, value in seed.curve if step > 0 and value * group.scale >= threshold]
+        if steps:
+            reached.append((steps[0], steps[0] / (seed.result["updates_per_second"] or math.nan)))
+    if not reached:
+        return None
+    steps, seconds = np.median(np.array(reached), axis=0)
+    return len(reached), float(steps), float(seconds)
+
+
+def mean_curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient steps at which all seeds were evaluated, (n,), and mean, low and high end of the interval, (n, 3)."""
+    curves = [dict(seed.curve) for seed in group.seeds]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    bounds = (0, 100) if group.metric == "success" else (-np.inf, np.inf)
+    values = [np.array([curve[step] for curve in curves]) * group.scale for step in steps]
+    return np.array(steps), np.array([mean_interval(value, bounds) for value in values]).reshape(-1, 3)

@@ -1,0 +1,142 @@
+"""One page from run directories: ours beside the papers' numbers, intervals over seeds, curves, sources of the numbers.
+
+    python tools/report.py runs -o report.html                 # self-contained; also report.md, report.csv
+    python tools/report.py runs --save results                 # config, result and metrics of finished runs, to be kept
+    python tools/report.py results --readme README.md          # the table between the README's two marker comments
+
+Scores are the benchmark's: success in percent, mean of the last three evaluations (README). A mean comes with its 95%
+interval over seeds (Student's t), an interquartile mean with that of a stratified bootstrap. Papers' numbers:
+tools/paper_results.csv, with the source of each.
+"""
+
+import argparse
+import csv
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from page import page
+from read_runs import Group, iqm_interval, mean_interval, read_runs
+from shared import read_json, write_json
+from tables import LIST_HEADER, Papers, find_paper, hardware, list_row, read_papers
+
+from common import UserError
+from common.cli import one_line_errors
+
+CSV_COLUMNS = """env task algo data official_data settings reduced metric seeds mean ci95_low ci95_high iqm scores
+updates updates_per_second wall_seconds device paper_mean paper_std paper_seeds paper_steps paper_source runs"""
+MARKERS = ("<!-- results: written by tools/report.py -->", "<!-- end of results -->")
+
+
+def markdown(groups: list[Group], papers: Papers) -> str:
+    """A table with one row per group, and what its numbers mean."""
+    rows = [LIST_HEADER, ["---"] * len(LIST_HEADER), *(list_row(group, papers) for group in groups)]
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    note = (
+        "Success in percent. Ours: the mean over seeds [95% interval, Student's t]; settings: what differs from the "
+        "script's preset. Papers: mean ± standard deviation, at full size on the official data."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def write_csv(groups: list[Group], papers: Papers, file) -> None:
+    """One row per group, numbers without rounding."""
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(CSV_COLUMNS.split())
+    for group in groups:
+        results = [seed.result for seed in group.seeds]
+        paper = find_paper(papers, group) or ("", "", "", "", "")
+        rows.writerow([
+            group.env, group.task or "", group.algo, group.data, group.official, group.settings_text, group.reduced,
+            group.metric, " ".join(str(seed.seed) for seed in group.seeds), *mean_interval(group.scores),
+            iqm_interval([group.scores])[0], " ".join(f"{score:.6g}" for score in group.scores), results[0]["steps"],
+            np.mean([result["updates_per_second"] for result in results]),
+            np.mean([result["wall_seconds"] for result in results]), hardware(group), *paper,
+            " ".join(dict.fromkeys(seed.run.name for seed in group.seeds)),
+        ])  # fmt: skip
+
+
+def write_readme(path: Path, table: str) -> None:
+    """Replaces what stands between the two marker lines. Raises UserError if they are not there."""
+    text = _text_of(path)
+    before, first, rest = text.partition(MARKERS[0])
+    _, last, after = rest.partition(MARKERS[1])
+    if not (first and last):
+        raise UserError(f"{path} needs the lines {MARKERS[0]} and {MARKERS[1]}, between which the table goes.")
+    path.write_text(f"{before}{first}\n\n{table}\n{last}{after}")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def save(groups: list[Group], folder: Path) -> None:
+    """Copies config.json, result.json and metrics.csv of the finished runs; absolute paths lose their folders."""
+    for run in dict.fromkeys(seed.run for group in groups for seed in group.seeds):
+        target = folder / run.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "result.json"):
+            write_json(target / name, _without_folders(read_json(run / name)))
+        if (run / "metrics.csv").exists():
+            shutil.copyfile(run / "metrics.csv", target / "metrics.csv")
+        print(target)
+
+
+def _without_folders(value):
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = _refuse
+    parser.add_argument("runs", type=Path, help="folder with run directories, at any depth")
+    parser.add_argument(
+        "-o", "--out", type=Path, action="append", default=[], help="NAME.html, .md or .csv; repeatable"
+    )
+    parser.add_argument("--readme", type=Path, help="write the table between the marker comments of this file")
+    parser.add_argument("--save", type=Path, help="copy the small files of finished runs to this folder")
+    args = parser.parse_args(argv)
+    for path in args.out:
+        if path.suffix not in (".html", ".md", ".csv"):
+            raise UserError(f"-o {path}: the name must end in .html, .md or .csv.")
+    if not (args.out or args.readme or args.save):
+        raise UserError("say what to write: -o report.html, --readme README.md or --save results.")
+    groups, left_out = read_runs(args.runs)
+    papers = read_papers()
+    for path in args.out:
+        text = io.StringIO()
+        if path.suffix == ".csv":
+            write_csv(groups, papers, text)
+        else:
+            is_page = path.suffix == ".html"
+            text.write(page(groups, left_out, papers, args.runs) if is_page else markdown(groups, papers))
+        try:
+            path.write_text(text.getvalue())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}.") from None
+        print(path)
+    if args.readme:
+        write_readme(args.readme, markdown(groups, papers))
+    if args.save:
+        save(groups, args.save)
+    for run, reason in left_out:
+        print(f"left out {run.relative_to(args.runs)}: {reason}", file=sys.stderr)
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"{message} (see tools/report.py --help)")
+
+
+if __name__ == "__main__":
+    with one_line_errors("report"):
+        main(sys.argv[1:])
