@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import imageio.v3
 import numpy as np
 import pytest
 
@@ -58,6 +59,14 @@ def test_a_maze_on_its_own_task_and_another(data_dir, tmp_path):
     assert results["success"].shape == (1, 2)
     assert (tmp_path / "where.png").stat().st_size
     assert np.linalg.norm(other["paths"][0][0] - results["paths"][0][0]) > 1  # another start
+
+
+def test_a_film(bandit, tmp_path, monkeypatch):
+    """Of frames that need no OpenGL."""
+    frames = [np.full((4, 4, 3), shade, np.uint8) for shade in (0, 100, 200)]
+    monkeypatch.setattr("common.evaluation.play_film", lambda *_, **__: frames)
+    ask(bandit, seed=3, film=tmp_path / "film.gif")
+    assert len(imageio.v3.imread(tmp_path / "film.gif")) == 3
 
 
 @pytest.mark.parametrize(
