@@ -89,7 +89,10 @@ def load_policy(directory: str | Path, seed: int | None = None) -> Policy:
     directory is not a run, or has no such seed or no checkpoint yet.
     """
     config = read_config(directory)
-    script = importlib.import_module(config["algo"])
+    try:
+        script = importlib.import_module(config["algo"])
+    except ModuleNotFoundError:
+        raise UserError(f"{directory} was made by {config['algo']}.py, which cannot be imported from here.") from None
     args = args_of(script.Args, directory)
     index = 0 if seed is None else seed - args.seed
     if not 0 <= index < args.num_seeds:

@@ -158,11 +158,11 @@ def play_film(
         env.close()
     except Exception as error:  # each of MuJoCo's renderers has its own
         raise UserError(
-            f"--capture-video cannot film here ({type(error).__name__}: {error}); without a screen, try MUJOCO_GL=egl, "
-            f"or MUJOCO_GL=osmesa for rendering without a GPU."
+            f"a film cannot be made here ({type(error).__name__}: {error}); without a screen, try MUJOCO_GL=egl, or "
+            f"MUJOCO_GL=osmesa for rendering without a GPU."
         ) from None
     if frames[0].ndim != 3:
-        raise UserError("--capture-video: this environment has no pictures.")
+        raise UserError("a film cannot be made here: this environment has no pictures.")
     return frames
 
 

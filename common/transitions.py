@@ -74,6 +74,7 @@ class Dataset:
         """What `config.json` and `result.json` say about the data."""
         return {
             "name": self.name,
+            "task": self.task,
             "source": self.source,
             "path": self.path,
             "transitions": len(self.rows),

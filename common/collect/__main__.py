@@ -1,4 +1,4 @@
-"""The command line of the collection: `python -m common.collect --help`."""
+"""Collects an OGBench dataset on this machine (common/collect/__init__.py says how)."""
 
 import sys
 from dataclasses import asdict, dataclass
