@@ -29,7 +29,7 @@ CHEAP = {
     "fql": {"flow_steps": 2},
     "drol": {"num_candidates": 4},
     "diffusion_ql": {"diffusion_steps": 2, "num_samples": 2},
-    "idql": {"diffusion_steps": 2, "num_samples": 2},
+    "idql": {"diffusion_steps": 2, "num_samples": 2, "critic_batch_size": 16},
 }
 TINY = {
     "hidden_dims": (16, 16), "batch_size": 32, "steps": 200, "log_every": 50, "eval_every": 100, "save_every": 100,

@@ -13,7 +13,7 @@ import diffusion_ql
 import idql
 from common.critics import Critic
 
-OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
+OBSERVATION_DIM, ACTION_DIM, BATCH, CRITIC_BATCH = 3, 2, 8, 6
 
 
 # ------------------------------------------------------------------------------------------------ the authors' numbers
@@ -104,7 +104,7 @@ def test_td_loss_and_target_match_the_authors(case):
 def make(**changes):
     """An agent, its state with targets that differ from what they follow, a batch, and the arguments."""
     settings = {"learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "actor_target_rate": 0.2, "expectile": 0.8}
-    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000}
+    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "critic_batch_size": CRITIC_BATCH}
     args = idql.Args(**{**settings, **sizes, **changes})
     agent = idql.make_agent(args, OBSERVATION_DIM, ACTION_DIM)
     init = jax.jit(agent.init)
@@ -132,26 +132,27 @@ def make_critic(args):
 
 
 def test_value_and_critic_steps_are_what_a_slow_second_writing_gives():
-    """V against the minimum of the target critics, at the dataset's actions; then Q against V after its step."""
+    """V against the minimum of the target critics, at the dataset's actions; then Q against V after its step; both on
+    the first transitions of the batch."""
     agent, state, batch, args = make()
     after, metrics = agent.update(state, batch)
     value, critic = idql.Value(args.hidden_dims), make_critic(args)
 
     def value_loss(params):
         total = 0.0
-        for i in range(BATCH):
+        for i in range(CRITIC_BATCH):
             q1, q2 = critic.apply(state.target_critic, batch["observations"][i], batch["actions"][i])
             u = jnp.minimum(q1, q2) - value.apply(params, batch["observations"][i])
-            total += jnp.abs(0.8 - (u < 0)) * u**2 / BATCH
+            total += jnp.abs(0.8 - (u < 0)) * u**2 / CRITIC_BATCH
         return total
 
     def critic_loss(params):
         total = 0.0
-        for i in range(BATCH):
+        for i in range(CRITIC_BATCH):
             next_v = value.apply(after.params["value"], batch["next_observations"][i])
             target = batch["rewards"][i] + 0.9 * batch["masks"][i] * next_v
             for q in critic.apply(params, batch["observations"][i], batch["actions"][i]):
-                total += (q - target) ** 2 / (2 * BATCH)
+                total += (q - target) ** 2 / (2 * CRITIC_BATCH)
         return total
 
     for name, loss in (("value", value_loss), ("critic", critic_loss)):
@@ -200,6 +201,43 @@ def test_dropout_is_on_in_training_only():
     assert not np.allclose(first, actor.apply(params, *inputs))
 
 
+def test_dropout_takes_a_tenth_before_the_layer_norm():
+    """Of what goes into a block: zeros there, the rest scaled up; what comes out of LayerNorm is normal again."""
+    actor = idql.Actor(64, ACTION_DIM)
+    inputs = (jnp.ones((200, OBSERVATION_DIM)), jnp.ones((200, ACTION_DIM)), 1)
+    params = actor.init(jax.random.PRNGKey(0), *inputs)
+    rngs = {"dropout": jax.random.PRNGKey(1)}
+    _, seen = actor.apply(params, *inputs, training=True, rngs=rngs, capture_intermediates=True)
+    seen = seen["intermediates"]
+    before, dropped, normal = (
+        np.asarray(seen[f"{name}_0"]["__call__"][0]) for name in ("Dense", "Dropout", "LayerNorm")
+    )
+    kept = dropped != 0
+    assert kept.mean() == pytest.approx(0.9, abs=0.015)
+    np.testing.assert_allclose(dropped[kept], before[kept] / 0.9, rtol=1e-5)
+    np.testing.assert_allclose(normal.mean(axis=-1), 0, atol=1e-5)
+    np.testing.assert_allclose(normal.std(axis=-1), 1, atol=1e-2)
+    assert all(
+        np.mean(np.asarray(seen[f"Dropout_{i}"]["__call__"][0]) == 0) == pytest.approx(0.1, abs=0.015) for i in range(3)
+    )
+
+
+def test_the_sampling_temperature_scales_the_noise_of_the_steps_alone():
+    """Not x_T: at temperature 0, what varies between actions is the first draw, in full."""
+    agent, state, _, args = make(num_samples=1, sampling_temperature=0.0)
+    observations = jnp.broadcast_to(jnp.arange(OBSERVATION_DIM) / 2.0, (500, OBSERVATION_DIM))
+    key = jax.random.PRNGKey(2)
+    actions = agent.act(state, observations, key)
+    x_key, _ = jax.random.split(key)
+    x = jax.random.normal(x_key, (500, 1, ACTION_DIM))[:, 0]
+    actor = idql.Actor(16, ACTION_DIM)
+    eps_fn = jax.jit(lambda x, t: actor.apply(state.target_actor, observations, x, t))
+    schedule = idql.make_schedule(args.diffusion_steps)
+    expected = idql.reverse_chain(eps_fn, x, jnp.zeros((args.diffusion_steps, 500, ACTION_DIM)), schedule, 1.0)
+    np.testing.assert_allclose(actions, expected, atol=1e-4)
+    assert np.asarray(actions).std(axis=0).min() > 0.05
+
+
 def test_nothing_flows_from_q_to_the_policy():
     agent, state, batch, _ = make()
     after, metrics = agent.update(state, batch)
@@ -217,35 +255,57 @@ def test_nothing_flows_from_q_to_the_policy():
 # ----------------------------------------------------------------------------------------- targets, optimisers, acting
 
 
-def test_targets_follow_what_they_follow_after_its_step():
+def adam_step(params, gradients, moments, count, rate):
+    """Adam, written out; returns parameters and moments after the step."""
+    mu = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], gradients)
+    nu = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, moments[1], gradients)
+    corrected = lambda m, v: m / (1 - 0.9**count) / (jnp.sqrt(v / (1 - 0.999**count)) + 1e-8)  # noqa: E731
+    return jax.tree.map(lambda p, m, v: p - rate * corrected(m, v), params, mu, nu), (mu, nu)
+
+
+@pytest.mark.parametrize(("count", "share"), [(0, 1.0), (500, 0.853553), (1000, 0.5), (2000, 0.0)])
+def test_the_actor_takes_two_steps_of_adam_each_on_its_half_of_the_batch(count, share):
+    """Its target moves after each; its rate falls as half a cosine over twice --steps. share: at the first step."""
+    agent, state, batch, _ = make()
+    optimizer_state = state.optimizer_state | {
+        "actor": optax.tree_utils.tree_set(state.optimizer_state["actor"], count=jnp.int32(count))
+    }
+    state = state._replace(optimizer_state=optimizer_state)
+    after, _ = agent.update(state, batch)
+    actor, target = state.params["actor"], state.target_actor
+    moments = (jax.tree.map(jnp.zeros_like, actor),) * 2
+    _, *keys = jax.random.split(state.key, 3)
+    gradient = jax.jit(jax.grad(agent.losses["actor"], has_aux=True))
+    for i, rows in enumerate((slice(0, 4), slice(4, 8))):
+        half = {name: x[rows] for name, x in batch.items()}
+        rate = 0.05 * (0.5 + 0.5 * np.cos(np.pi * min(1, (count + i) / 2000)))
+        assert rate == pytest.approx(0.05 * share, rel=0.01, abs=1e-7)
+        actor, moments = adam_step(actor, gradient(actor, state, half, keys[i])[0], moments, count + i + 1, rate)
+        target = jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, target, actor)
+    assert_trees_close(after.params["actor"], actor, rtol=1e-3, atol=2e-4)
+    assert_trees_close(after.target_actor, target, rtol=1e-3, atol=2e-4)
+    if share == 1.0:  # and the two halves are not the same
+        once, _ = agent.update(state, batch | {"actions": batch["actions"].at[4:].add(0.5)})
+        moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), once.params["actor"], after.params["actor"])
+        assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_the_target_critic_follows_the_critic_after_its_step():
     agent, state, batch, _ = make()
     after, _ = agent.update(state, batch)
-    for target, name, rate in (("target_critic", "critic", 0.3), ("target_actor", "actor", 0.2)):
-        before, goal = getattr(state, target), after.params[name]
-        expected = jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, before, goal)  # noqa: B023
-        assert_trees_close(getattr(after, target), expected)
+    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, state.target_critic, after.params["critic"])
+    assert_trees_close(after.target_critic, expected)
 
 
-def test_only_the_actors_learning_rate_falls_and_its_weights_decay():
+def test_the_rates_of_value_and_critic_stay():
     agent, state, batch, _ = make()
-    actor = jax.tree.map(jnp.copy, state.params["actor"])
-    actor["params"]["Dense_7"]["bias"] += 1e4  # so that the decay is as large as Adam's step
-    state = state._replace(params=state.params | {"actor": actor})
-    for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
-        optimizer_state = optax.tree_utils.tree_set(state.optimizer_state, count=jnp.int32(step))
-        after, _ = agent.update(state._replace(optimizer_state=optimizer_state), batch)
-        correction = [1 - rate ** (step + 1) for rate in (0.9, 0.999)]  # Adam's, of first moments after one gradient
-        for name, rate, decay in (("actor", 0.05 * share, 1e-4), ("value", 0.05, 0.0), ("critic", 0.05, 0.0)):
-            grads = gradients(after, name)
-
-            def expected(p, g, rate=rate, decay=decay):
-                adam = 0.1 * g / correction[0] / (jnp.sqrt(0.001 * g**2 / correction[1]) + 1e-8)  # noqa: B023
-                return p - rate * (adam + decay * p)
-
-            assert_trees_close(after.params[name], jax.tree.map(expected, state.params[name], grads))
-        change = (after.params["actor"]["params"]["Dense_7"]["bias"] - 1e4) / 0.05
-        adam = 0.1 / correction[0] / np.sqrt(0.001 / correction[1])  # whatever the gradient, which is positive
-        np.testing.assert_allclose(change, -share * (adam + 1), atol=0.1)
+    for count in (0, 1000, 5000):
+        counted = optax.tree_utils.tree_set(state.optimizer_state, count=jnp.int32(count))
+        after, _ = agent.update(state._replace(optimizer_state=counted), batch)
+        for name in ("value", "critic"):
+            moments = (jax.tree.map(jnp.zeros_like, state.params[name]),) * 2
+            expected, _ = adam_step(state.params[name], gradients(after, name), moments, count + 1, 0.05)
+            assert_trees_close(after.params[name], expected)
 
 
 def acting(agent, state, num_states, **replaced):
