@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and one compilation cache for all processes of a session."""
+"""Fixtures for all tests, and how programs are compiled in all processes of a session: once, and quickly."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 pytest.register_assert_rewrite("helpers", "parity")
 
-CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": "",
+COMPILATION = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, which is most of what tests do; the same numbers
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Before JAX is imported; the workers and the scripts that tests start inherit it.
-    os.environ |= CACHE | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
+    os.environ |= COMPILATION | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
 
 from helpers import SCRIPTS, launch, maze_flags, write_pointmaze  # noqa: E402
 
