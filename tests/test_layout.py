@@ -14,7 +14,16 @@ FILES = [
     *(path for f in FOLDERS for path in sorted((ROOT / f).glob("*.py"))),
 ]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-SLOW_OR_OPTIONAL = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio")  # may be imported when needed
+SLOW_OR_OPTIONAL = (
+    "jax",
+    "ogbench",
+    "tensorboardX",
+    "wandb",
+    "matplotlib",
+    "imageio",
+    "h5py",
+    "minari",
+)  # may be imported when needed
 
 
 def imported(node: ast.AST) -> list[str]:

@@ -29,7 +29,7 @@ def test_parts_stand_in_the_same_order(script):
     for node in ast.parse(inspect.getsource(script)).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             lines[node.name] = node.lineno
-        elif isinstance(node, ast.Assign):
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             lines[node.targets[0].id] = node.lineno
     assert sorted(order, key=lines.get) == order
     assert "arxiv.org" in script.__doc__

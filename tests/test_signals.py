@@ -62,9 +62,11 @@ def test_outside_of_the_main_thread_nothing_is_touched():
 @pytest.fixture
 def long_run(tmp_path):
     """A process in the middle of a program that takes minutes, and its run's directory."""
-    process = start("driftql.py", *tiny_flags(driftql, **LONG), "--runs-dir", tmp_path, start_new_session=True)
-    wait_for(lambda: [path for path in tmp_path.glob("*/metrics.csv") if "\n0," in path.read_text()], process)
-    (directory,) = tmp_path.iterdir()
+    argv = (*tiny_flags(driftql, **LONG), "--runs-dir", tmp_path / "runs")
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = start("driftql.py", *argv, start_new_session=True, stderr=stderr)
+    wait_for(lambda: [path for path in tmp_path.glob("runs/*/metrics.csv") if "\n0," in path.read_text()], process)
+    (directory,) = (tmp_path / "runs").iterdir()
     time.sleep(0.5)  # for the dispatch to begin
     yield process, directory
     if process.poll() is None:
@@ -72,12 +74,11 @@ def long_run(tmp_path):
     process.communicate()
 
 
-def test_the_first_is_answered_and_the_second_ends_however_long_a_program_runs(long_run):
+def test_the_first_is_answered_and_the_second_ends_however_long_a_program_runs(long_run, tmp_path):
     process, directory = long_run
     workers = children_of(process.pid)
-    os.set_blocking(process.stderr.fileno(), False)
     os.killpg(process.pid, signal.SIGINT)
-    wait_for(lambda: "Ctrl-C again" in (process.stderr.read() or ""), process, seconds=5)
+    wait_for(lambda: "Ctrl-C again" in (tmp_path / "stderr").read_text(), process, seconds=5)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     process.wait(timeout=5)
