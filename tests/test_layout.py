@@ -14,7 +14,8 @@ FILES = [
     *(path for f in FOLDERS for path in sorted((ROOT / f).glob("*.py"))),
 ]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-SLOW_OR_OPTIONAL = (
+# Slow or optional, so that it may be imported when it is needed:
+LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari")
     "jax",
     "ogbench",
     "tensorboardX",
@@ -96,7 +97,7 @@ def test_only_third_parties_are_imported_late():
     for module, names in GRAPH.items():
         late = {name for name, is_late in names.items() if is_late}
         assert not late & MODULES.keys(), module
-        allowed = {name for name in late if name.split(".")[0] in SLOW_OR_OPTIONAL}
+        allowed = {name for name in late if name.split(".")[0] in LATE}
         assert late == allowed, f"{module} imports {late - allowed} inside a function"
 
 
