@@ -16,15 +16,6 @@ FILES = [
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 # Slow or optional, so that it may be imported when it is needed:
 LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari")
-    "jax",
-    "ogbench",
-    "tensorboardX",
-    "wandb",
-    "matplotlib",
-    "imageio",
-    "h5py",
-    "minari",
-)  # may be imported when needed
 
 
 def imported(node: ast.AST) -> list[str]:
