@@ -155,7 +155,7 @@ def test_download_goes_through_ogbench(data_dir, tmp_path, monkeypatch, capsys):
     assert json.loads(record.read_text())["sha256"] == sha256(path) == dataset.sha256
     assert json.loads(record.read_text())["url"].endswith(f"/ogbench/{NAME}-v0.npz")
     capsys.readouterr()
-    damage(path)
+    damage(path, qvel=np.zeros(606))
     assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "unverified"
     output = capsys.readouterr().out
     assert output.count("\n") == 1

@@ -95,11 +95,6 @@ def test_agent_is_three_pure_functions(problem):
 
 def test_actions_are_clipped_and_depend_on_the_key(problem):
     _, _, agent, state, _ = problem
-    # A policy that goes too far.
-    params = jax.tree.map(lambda x: 10 * x, (state.params["actor"], getattr(state, "target_actor", None)))
-    state = state._replace(params=state.params | {"actor": params[0]})
-    if params[1] is not None:
-        state = state._replace(target_actor=params[1])
     observations = 100 * jax.random.normal(jax.random.PRNGKey(1), (50, 5))
     actions = agent.act(state, observations, jax.random.PRNGKey(2))
     assert np.abs(actions).max() == 1.0
