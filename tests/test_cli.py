@@ -77,6 +77,7 @@ def test_a_whole_number_may_have_an_exponent():
     args = parsed("--env", "bandit", "--steps", "1e6", "--hidden-dims", "6.4e1", "32", "--num-seeds=2e0")
     assert (args.steps, args.hidden_dims, args.num_seeds) == (1_000_000, (64, 32), 2)
     assert type(args.steps) is int
+    assert parsed("--env", "bandit", "--runs-dir", "1e3").runs_dir == "1e3"  # a folder is not a number
     assert parsed("--seed", str(2**31 - 1 + 2**30)).seed == 2**31 - 1 + 2**30  # beyond what a float32 can tell apart
 
 
@@ -125,8 +126,10 @@ def test_help_works_from_any_folder(tmp_path):
         (["--alhpa", "3"], "did you mean --alpha?"),
         (["stray"], "unknown argument stray"),
         (["--alpha", "much"], "could not convert string to float: 'much'"),
-        (["--steps", "1.5"], "1.5 is not a whole number"),
+        (["--steps", "1.5"], "--steps"),
         (["--steps", "inf"], "--steps"),
+        (["--steps", "1e400"], "--steps"),
+        (["--steps", "1.23e1"], "--steps"),
         (["--steps", "nan"], "--steps"),
         (["--kernel", "cubic"], "invalid choice 'cubic' for argument '--kernel'"),
         (["--env", "pointmaze-medium-navigate", "--task", "6"], "tasks 1 to 5"),
