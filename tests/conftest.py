@@ -38,9 +38,23 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(params=SCRIPTS)
+def pytest_addoption(parser):
+    own = parser.getgroup("your own algorithm", "pytest tests/test_learning.py --script NAME")
+    own.addoption("--script", help="module to try instead of the five, from the folder it stands in or the root")
+    own.addoption("--clone", default="", help="its settings with which it copies the data: alpha=100,num_candidates=4")
+    own.addoption("--improve", default="", help="its settings with which Q wins over the data: alpha=0.1")
+
+
+def pytest_generate_tests(metafunc):
+    if "script" in metafunc.fixturenames:
+        own = metafunc.config.getoption("script")
+        metafunc.parametrize("script", [own] if own else SCRIPTS, indirect=True)
+
+
+@pytest.fixture
 def script(request):
-    """Each script at the top, as a module."""
+    """Each script at the top, as a module; or the one that --script names."""
+    sys.path.append(os.getcwd())
     return import_module(request.param)
 
 

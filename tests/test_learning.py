@@ -1,9 +1,14 @@
 """Every script on problems whose answer is known: the critic's values, the better of two actions."""
 
+import ast
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import make_dataset
+import pytest
+from helpers import ROOT, make_dataset
 
 from common.buffers import make_buffer, sample
 
@@ -24,6 +29,22 @@ IMPROVE = {
 }
 
 
+def settings_of(script, table, given: str) -> dict:
+    """What the table says of this script, or its author on the command line."""
+    own = dict(word.split("=", 1) for word in given.split(",") if word)
+    return table.get(script.__name__, {}) | {name: ast.literal_eval(value) for name, value in own.items()}
+
+
+@pytest.fixture
+def clone(script, pytestconfig):
+    return settings_of(script, CLONE, pytestconfig.getoption("clone"))
+
+
+@pytest.fixture
+def improve(script, pytestconfig):
+    return settings_of(script, IMPROVE, pytestconfig.getoption("improve"))
+
+
 def train(script, dataset, steps, **changes):
     """A small agent of this script after so many updates, and its state."""
     args = script.Args(**(SMALL | changes))
@@ -32,7 +53,7 @@ def train(script, dataset, steps, **changes):
     return agent, chunk(agent.init(jax.random.PRNGKey(0)), make_buffer(dataset))
 
 
-def test_critic_finds_the_known_values(script):
+def test_critic_finds_the_known_values(script, clone):
     """Constant reward, delayed reward, a mask of 0 in the middle of a trajectory, a time limit with mask 1."""
     rows = [
         # state, reward, mask, terminal, value at discount 0.5
@@ -48,7 +69,7 @@ def test_critic_finds_the_known_values(script):
     ]
     states, rewards, masks, terminals, values = zip(*rows)
     dataset = make_dataset([[x - 3.5] for x in states], [[0.3]] * len(rows), rewards, masks, terminals)
-    settings = {"discount": 0.5, "batch_size": 64} | CLONE.get(script.__name__, {})
+    settings = {"discount": 0.5, "batch_size": 64} | clone
     agent, state = train(script, dataset, 5000, **settings)
     buffer = make_buffer(dataset)
 
@@ -61,8 +82,22 @@ def test_critic_finds_the_known_values(script):
     np.testing.assert_allclose(found, [value for value in values if value is not None], atol=0.06)
 
 
-def test_of_two_actions_the_policy_takes_the_better_one(script):
+def test_of_two_actions_the_policy_takes_the_better_one(script, improve):
     dataset = make_dataset([[1.0]] * 2, [[-0.5], [0.5]], [0.0, 1.0], [0.0, 0.0], [1, 1])
-    agent, state = train(script, dataset, 2000, **IMPROVE.get(script.__name__, {}))
+    agent, state = train(script, dataset, 2000, **improve)
     actions = agent.act(state, jnp.ones((200, 1)), jax.random.PRNGKey(1))
     assert np.mean(actions > 0.25) > 0.95
+
+
+def test_an_algorithm_of_ones_own_is_probed_with_its_own_settings(tmp_path):
+    """A copy of a script with another loss, as the README tells it; with a broken one the probes fail."""
+    source = (ROOT / "driftql.py").read_text()
+    loss = "loss = args.alpha * drift + q_loss"
+    assert source.count(loss) == 1
+    probes = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_learning.py")]
+    probes += ["-k", "better_one", "--script", "mine", "--improve", "alpha=0.1,num_candidates=2"]
+    for changed, works in (("2 * args.alpha * drift + 2 * q_loss", True), ("args.alpha * drift - q_loss", False)):
+        (tmp_path / "mine.py").write_text(source.replace(loss, f"loss = {changed}"))
+        run = subprocess.run(probes, cwd=tmp_path, capture_output=True, text=True)
+        assert (run.returncode == 0) is works, run.stdout
+        assert "1 passed" in run.stdout or not works
