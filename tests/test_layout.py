@@ -15,7 +15,8 @@ FILES = [
 ]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 # Slow or optional, so that it may be imported when it is needed:
-LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari", "gymnasium_robotics")
+LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari")
+LATE += ("gymnasium_robotics", "submitit")
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -34,6 +35,8 @@ def imports(path: Path) -> dict[str, bool]:
     inside = {id(x) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for x in ast.walk(f)}
     for node in ast.walk(tree):
         for name in imported(node):
+            # Tools find one another by their plain names.
+            name = f"tools.{name}" if f"tools.{name}" in MODULES else name
             found[name] = found.get(name, True) and id(node) in inside
     return found
 
