@@ -152,7 +152,11 @@ def load(
         num_trajectories=int(trajectory_ends(arrays, count_terminals=not is_antmaze).sum()),
         environment=environment,
         reference=TASKS[task].reference,
-        **arrays,
+        observations=arrays["observations"],
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        masks=masks,
+        rows=rows,
     )
 
 
@@ -205,7 +209,8 @@ def read_minari(folder: Path, task: str) -> dict[str, np.ndarray]:
     require("minari", folder)
     import minari  # an extra
 
-    parts, row = {name: [] for name in ("observations", "actions", "rewards", "masks", "rows")}, 0
+    parts: dict[str, list[np.ndarray]] = {x: [] for x in ("observations", "actions", "rewards", "masks", "rows")}
+    row = 0
     try:
         dataset = minari.MinariDataset(folder / "data")
         for episode in tqdm(

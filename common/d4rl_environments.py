@@ -8,6 +8,7 @@ import importlib.util
 import io
 import tempfile
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 
 import gymnasium
 import mujoco
@@ -38,12 +39,14 @@ def make_env(task: str, source: str, steps: int, **kwargs) -> gymnasium.Env:
     Raises UserError if gymnasium-robotics is missing, which adroit and Minari's antmaze need.
     """
     family = task.split("-")[0]
-    kwargs |= dict(disable_env_checker=True, max_episode_steps=-1)  # the limit is D4RL's
+    options = kwargs | dict(disable_env_checker=True, max_episode_steps=-1)  # the limit is D4RL's, below
     with quiet(), temporary_files_removed():
         if family == "antmaze":
-            env = _make_minari_antmaze(task, **kwargs) if source == "minari" else _make_antmaze(task, **kwargs)
+            env = _make_minari_antmaze(task, **options) if source == "minari" else _make_antmaze(task, **kwargs)
+        elif family in ("pen", *PALM_TO_OBJECT):
+            env = _make_adroit(family, **options)
         else:
-            env = _make_adroit(family, **kwargs) if family in PALM_TO_OBJECT else _make_locomotion(family, **kwargs)
+            env = _make_locomotion(family, **options)
     restore_contact_margins(env)
     return gymnasium.wrappers.TimeLimit(env, steps)
 
@@ -57,8 +60,7 @@ def _make_locomotion(robot: str, **kwargs) -> gymnasium.Env:
         mujoco.set_mju_user_warning(None)
 
 
-PALM_TO_OBJECT = {  # in an observation
-    "pen": None,
+PALM_TO_OBJECT: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # in an observation
     "door": lambda s: s[35:38],
     "hammer": lambda s: s[33:36] - s[36:39],
     "relocate": lambda s: s[30:33],
@@ -69,24 +71,25 @@ class Adroit(gymnasium.Wrapper):
     """D4RL's rewards and ends on gymnasium-robotics' hands, which move as D4RL's. v1 there adds 0.1 |palm - object| to
     the reward, where D4RL and v2 subtract it, and goes on when the pen has fallen."""
 
-    def __init__(self, env: gymnasium.Env, hand: str):
+    def __init__(self, env: gymnasium.Env, hand: str, version: str):
         super().__init__(env)
-        self.hand = hand
+        self.hand, self.version = hand, version
 
     def step(self, action: np.ndarray):
         s, reward, terminated, truncated, info = self.env.step(action)
         info.pop("success", None)  # of this one step; D4RL scores the return
         if self.hand == "pen":
             terminated = bool(s[26] < 0.075)
-        elif self.env.spec.id.endswith("-v1"):
-            reward -= 0.2 * np.linalg.norm(PALM_TO_OBJECT[self.hand](s))
+        elif self.version == "v1":
+            reward = float(reward) - 0.2 * float(np.linalg.norm(PALM_TO_OBJECT[self.hand](s)))
         return s, float(reward), terminated, truncated, info
 
 
 def _make_adroit(hand: str, **kwargs) -> gymnasium.Env:
     _register_robotics(hand)
-    versions = [v for v in ("v2", "v1") if f"AdroitHand{hand.capitalize()}-{v}" in gymnasium.registry]
-    return Adroit(gymnasium.make(f"AdroitHand{hand.capitalize()}-{versions[0]}", **kwargs), hand)
+    name = f"AdroitHand{hand.capitalize()}"
+    version = "v2" if f"{name}-v2" in gymnasium.registry else "v1"
+    return Adroit(gymnasium.make(f"{name}-{version}", **kwargs), hand, version)
 
 
 def _register_robotics(what: str) -> None:
@@ -122,17 +125,17 @@ class AntMaze(gymnasium.Wrapper):
         return s, float(reached), reached, truncated, info | {"success": float(reached)}
 
 
-def _make_antmaze(task: str, disable_env_checker: bool, max_episode_steps: int, **kwargs) -> gymnasium.Env:
+def _make_antmaze(task: str, **kwargs) -> gymnasium.Env:
     """On OGBench's ant, D4RL's to the last bit. gymnasium-robotics' ant is stronger and has shorter steps."""
     from ogbench.locomaze.ant import AntEnv  # half a second
 
     walls, _, goal_cell = MAZES[task.split("-")[1]]
     tree = ET.parse(AntEnv.xml_file)
+    world = next(tree.iter("worldbody"))
     for i, row in enumerate(walls.split()):
         for j in (j for j, cell in enumerate(row) if cell == "#"):
-            place = dict(pos=f"{4 * (j - 1)} {4 * (i - 1)} 1", size="2 2 1")
-            box = dict(name=f"block_{i}_{j}", type="box", contype="1", conaffinity="1", material="wall")
-            ET.SubElement(tree.find(".//worldbody"), "geom", **box, **place)
+            box = {"name": f"block_{i}_{j}", "type": "box", "contype": "1", "conaffinity": "1", "material": "wall"}
+            ET.SubElement(world, "geom", box | {"pos": f"{4 * (j - 1)} {4 * (i - 1)} 1", "size": "2 2 1"})
     with tempfile.TemporaryDirectory() as folder:
         tree.write(f"{folder}/maze.xml")
         return AntMaze(AntEnv(xml_file=f"{folder}/maze.xml", **kwargs), walls.split(), goal_cell)
@@ -147,11 +150,11 @@ def _make_minari_antmaze(task: str, **kwargs) -> gymnasium.Env:
     return gymnasium.wrappers.TransformObservation(env, lambda s: np.r_[s["achieved_goal"], s["observation"]], space)
 
 
-def minari_maze(task: str) -> tuple[list[list], np.ndarray]:
+def minari_maze(task: str) -> tuple[list[list[int | str]], np.ndarray]:
     """Of Minari's antmaze: gymnasium-robotics' map with a start and a goal cell, and the goal cell's centre (2,), from
     the middle of the maze, y upwards. The umaze was collected from the other end."""
     walls, start, goal = MAZES[task.split("-")[1]]
-    maze = [[int(cell == "#") for cell in row] for row in walls.split()]
+    maze: list[list[int | str]] = [[int(cell == "#") for cell in row] for row in walls.split()]
     (start_i, start_j), (i, j) = (goal, start) if "umaze" in task else (start, goal)
     maze[start_i][start_j], maze[i][j] = "r", "g"
     return maze, 4.0 * np.array([j + 0.5 - len(maze[0]) / 2, len(maze) / 2 - i - 0.5])

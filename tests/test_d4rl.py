@@ -62,6 +62,13 @@ def test_the_table_has_d4rls_36_tasks_and_no_other():
     assert sorted(NAMES) == sorted(f"{name}-{version}" for name, task in d4rl.TASKS.items() for version in task.files)
 
 
+def test_time_limits_are_d4rls():
+    expected = {"pen": 100, "door": 200, "hammer": 200, "relocate": 200, "kitchen": 280} | dict.fromkeys(ROBOTS, 1000)
+    for name, task in d4rl.TASKS.items():
+        maze_limit = 700 if "umaze" in name else 1000
+        assert task.steps == expected.get(name.split("-")[0], maze_limit)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_references_are_scores_of_0_and_100(name):
     task, version = d4rl.resolve(name)
@@ -524,6 +531,8 @@ def run(name: str, env: str, folder: Path, resume: bool = False) -> dict:
     options = dict(data_dir=str(folder), runs_dir=str(folder / "runs"), data="cache")
     if name in ("idql", "diffusion_ql"):
         options |= dict(num_samples=2)
+    if name == "idql":
+        options |= dict(critic_batch_size=4)
     directory = script.main(script.args_for(env, steps=2, **SMALL, **options))
     if resume:
         assert script.main(cli.parse(script.Args, script.PRESETS, ["--resume", str(directory), "--steps", "4"]))
