@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -20,10 +20,10 @@ import curves
 import read_runs
 import report
 from read_runs import iqm_interval, mean_interval
-from shared import one_line_errors
 from tables import command, read_papers
 
 from common import UserError
+from common.cli import one_line_errors
 
 VERSIONS = {"python": "3.11.0", "jax": "0.6"}
 COLLECTED = {"source": "collected", "sha256": "c" * 64, "transitions": 1_000_000}

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, alive
+from helpers import ROOT, alive
 from rich.console import Console
 
 sys.path.insert(0, str(ROOT / "tools"))
