@@ -3,15 +3,11 @@ random actions in the data."""
 
 import itertools
 import re
-import sys
 import textwrap
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from read_runs import SOURCES, Group, mean_curve, mean_interval, random_share, read_runs, setting_text
 
 from common import UserError

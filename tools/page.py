@@ -3,15 +3,14 @@
 import base64
 import html
 import io
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import curves
+from curves import by_problem, draw_curves
 from read_runs import TITLES, Group
 from shared import ROOT, duration
 from tables import LIST_HEADER, Papers, aggregates, command, hardware, list_row, paper_text, reach_text, score_text
+
+from common.plots import pyplot
 
 BASELINES = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC", "ifql": "IFQL", "fbrac": "FBRAC"}
 THRESHOLDS = (50, 90)  # success, %
@@ -40,7 +39,7 @@ def page(groups: list[Group], left_out: list[tuple[Path, str]], papers: Papers, 
     """The whole page. folder: to which the paths of `left_out` are shown relative."""
     anchors = {id(group): f"run-{i}" for i, group in enumerate(groups)}
     out = [[f"<code>{e(path.relative_to(folder))}</code>", e(reason)] for path, reason in left_out]
-    pictures = "".join(map(picture, curves.by_problem(groups).values()))
+    pictures = "".join(map(picture, by_problem(groups).values()))
     sections = {
         "Ours and the papers'": f"<p>{COMPARISON}</p>{comparison(groups, papers, anchors)}",
         "All finished runs": f"<p>{FINISHED}</p>{finished(groups, papers, anchors)}",
@@ -83,7 +82,7 @@ def tags(group: Group) -> str:
 
 def comparison(groups: list[Group], papers: Papers, anchors: dict[int, str]) -> str:
     """The papers' tasks x our algorithms. Seen at once: the benchmark's default tasks and all that we ran."""
-    rows = {"seen": [], "mean": [], "other": [], "D4RL": []}
+    rows: dict[str, list[list[str]]] = {"seen": [], "mean": [], "other": [], "D4RL": []}
     for env, task in dict.fromkeys((env, task) for env, task, _ in papers):
         here = [group for group in groups if (group.env, str(group.task or "")) == (env, task)]
         cells = [e(_problem(env, task))]
@@ -149,9 +148,9 @@ def over_tasks(groups: list[Group]) -> str:
 
 
 def picture(groups: list[Group]) -> str:
-    figure, content = curves.draw_curves(groups), io.BytesIO()
+    figure, content = draw_curves(groups), io.BytesIO()
     figure.savefig(content, format="svg", bbox_inches="tight")
-    curves.pyplot().close(figure)
+    pyplot().close(figure)
     source = base64.b64encode(content.getvalue()).decode()
     alt = f"Learning curves, {groups[0].place}, data: {groups[0].data}"
     return f'<img alt="{e(alt)}" src="data:image/svg+xml;base64,{source}">'

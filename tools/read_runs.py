@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -15,9 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from shared import ROOT, last_step, read_json
 
 from common import UserError
@@ -103,7 +99,9 @@ def read_runs(folder: Path) -> tuple[list[Group], list[tuple[Path, str]]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.")
-    members, left_out, repeated = defaultdict(dict), [], defaultdict(list)
+    members: dict[tuple, dict[int, Seed]] = defaultdict(dict)  # key of the group -> its seeds
+    repeated: dict[tuple[Path, Path], list[str]] = defaultdict(list)  # older and newer run -> seeds that both have
+    left_out = []
     directories = _directories(folder)
     if not directories:
         raise UserError(f"there is no run directory in {folder}.")
@@ -119,9 +117,9 @@ def read_runs(folder: Path) -> tuple[list[Group], list[tuple[Path, str]]]:
             if older:
                 repeated[older.run, seed.run].append(str(seed.seed))
             members[key][seed.seed] = seed
-    for (run, newer), seeds in repeated.items():
-        left_out.append((run, f"seed {', '.join(seeds)}: ran again with the same settings and data, {newer.name}"))
-    groups = [_group(key, [seeds[seed] for seed in sorted(seeds)]) for key, seeds in members.items()]
+    for (run, newer), twice in repeated.items():
+        left_out.append((run, f"seed {', '.join(twice)}: ran again with the same settings and data, {newer.name}"))
+    groups = [_group(key, [found[seed] for seed in sorted(found)]) for key, found in members.items()]
     order = {algo: i for i, algo in enumerate(TITLES)}
     groups.sort(key=lambda g: (g.env, g.task or 0, g.data, order.get(g.algo, 99), g.algo, natural(g.settings_text)))
     return groups, sorted(left_out)
@@ -216,8 +214,8 @@ def _size(value) -> float:
 
 def describe_data(dataset: dict) -> str:
     """`collected here, not official, 200 episodes, 20% random actions`, from the dataset's record in a run."""
-    source, collection = dataset.get("source"), dataset.get("collection") or {}
-    words = [SOURCES.get(source, str(source))]
+    source, collection = str(dataset.get("source")), dataset.get("collection") or {}
+    words = [SOURCES.get(source, source)]
     if collection.get("episodes") != collection.get("official_episodes"):
         words.append(f"{collection['episodes']:,} episodes")
     if collection.get("p_random_action"):

@@ -9,7 +9,6 @@ interval over seeds (Student's t), an interquartile mean with that of a stratifi
 tools/paper_results.csv, with the source of each.
 """
 
-import argparse
 import csv
 import io
 import shutil
@@ -17,12 +16,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from page import page
 from read_runs import Group, iqm_interval, mean_interval, read_runs
-from shared import read_json, write_json
+from shared import Parser, read_json, write_json
 from tables import LIST_HEADER, Papers, find_paper, hardware, list_row, read_papers
 
 from common import UserError
@@ -63,19 +59,15 @@ def write_csv(groups: list[Group], papers: Papers, file) -> None:
 
 def write_readme(path: Path, table: str) -> None:
     """Replaces what stands between the two marker lines. Raises UserError if they are not there."""
-    text = _text_of(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
     before, first, rest = text.partition(MARKERS[0])
     _, last, after = rest.partition(MARKERS[1])
     if not (first and last):
         raise UserError(f"{path} needs the lines {MARKERS[0]} and {MARKERS[1]}, between which the table goes.")
     path.write_text(f"{before}{first}\n\n{table}\n{last}{after}")
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
 
 
 def save(groups: list[Group], folder: Path) -> None:
@@ -97,8 +89,7 @@ def _without_folders(value):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = _refuse
+    parser = Parser("tools/report.py", __doc__)
     parser.add_argument("runs", type=Path, help="folder with run directories, at any depth")
     parser.add_argument(
         "-o", "--out", type=Path, action="append", default=[], help="NAME.html, .md or .csv; repeatable"
@@ -131,10 +122,6 @@ def main(argv: list[str]) -> None:
         save(groups, args.save)
     for run, reason in left_out:
         print(f"left out {run.relative_to(args.runs)}: {reason}", file=sys.stderr)
-
-
-def _refuse(message: str) -> None:
-    raise UserError(f"{message} (see tools/report.py --help)")
 
 
 if __name__ == "__main__":

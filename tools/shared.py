@@ -1,14 +1,31 @@
 """Small things that several tools need."""
 
+import argparse
 import json
 import math
 import os
+import sys
 from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for all tools that import this file
+
+from common import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def read_json(path: Path) -> dict | None:
+class Parser(argparse.ArgumentParser):
+    """What is wrong with the arguments becomes a UserError."""
+
+    def __init__(self, program: str, description: str | None):
+        super().__init__(program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if the file is missing, damaged or holds something else."""
     try:
         content = json.loads(path.read_text())
@@ -17,8 +34,9 @@ def read_json(path: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """All or nothing: a kill leaves the old file or the new one."""
+    # common.checkpoints.write_atomically would bring JAX into the process that waits beside each job of a sweep.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=2))
     os.replace(temporary, path)

@@ -41,11 +41,8 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from shared import ROOT, read_json, write_json
-from sweep_job import Job, look, stop
+from shared import ROOT, Parser, write_json
+from sweep_job import Job, look, read_job, slurm_id, stop
 from sweep_table import Watch, status, table
 
 from common import UserError
@@ -86,8 +83,8 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
         settings = block.get("settings", {})
         axes = [block["scripts"], block["envs"], block.get("tasks", [None]), block.get("seeds", ["0"])]
         axes = [values if isinstance(values, list) else [values] for values in [*axes, *settings.values()]]
-        for *names, values in ((*x[:4], x[4:]) for x in itertools.product(*axes)):
-            combinations.append((*names, dict(zip(settings, values))))
+        for script, env, task, seed, *values in itertools.product(*axes):
+            combinations.append((script, env, task, seed, dict(zip(settings, values))))
     flags = {flag for *_, settings in combinations for flag in settings}
     shown = {flag for flag in flags if len({settings.get(flag) for *_, settings in combinations}) > 1}
     jobs = [_make_job(*combination, shown, runs_dir) for combination in combinations]
@@ -126,7 +123,9 @@ def job_process(folder: Path, worker: int = 0) -> list[str]:
 def run_here(jobs: list[Job], workers: int, gpus: list[str], watch: Watch) -> None:
     """Runs all waiting jobs, `workers` at a time, each worker on its own cores and, if there are any, its GPU."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    own, starts, told = {}, Counter(), set()
+    own: dict[Path, tuple[int, subprocess.Popen]] = {}  # folder -> worker and its process
+    starts: Counter[Path] = Counter()
+    told: set[int] = set()
     while True:
         statuses = watch(jobs, queued={}, starting=own)
         own = {folder: (worker, process) for folder, (worker, process) in own.items() if process.poll() is None}
@@ -228,7 +227,7 @@ def run_on_slurm(jobs: list[Job], args: argparse.Namespace, watch: Watch) -> Non
         statuses = watch(jobs, queued=slurm_queue())
         if not any(s.state == "running" or s.queued for s in statuses.values()):
             return
-    array = sorted({read_json(path)["id"].split("_")[0] for path in args.runs_dir.glob("*/slurm.json")})
+    array = sorted({entry.split("_")[0] for job in jobs if (entry := slurm_id(job.folder))})
     print(f"the jobs stay in SLURM's queue; scancel {' '.join(array)} ends them", file=sys.stderr)
 
 
@@ -247,8 +246,7 @@ def slurm_queue() -> dict[str, str] | None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = _refuse
+    parser = Parser("tools/sweep.py", __doc__)
     add = parser.add_argument
     add("file", nargs="?", type=Path, help="YAML file with the blocks of the sweep")
     add("--scripts", nargs="+")
@@ -272,19 +270,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers} must be positive.")
+    for pair in args.set:
+        if "=" not in pair:
+            raise UserError(f"--set {pair} has no = (see tools/sweep.py --help)")
     return args
-
-
-def _refuse(message: str) -> None:
-    raise UserError(f"{message} (see tools/sweep.py --help)")
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 if all jobs are done, 1 if not, 128 + the signal after Ctrl-C or SIGTERM."""
     args = parse(argv)
     given = {key: value for key in ("scripts", "envs", "tasks", "seeds") if (value := getattr(args, key))}
-    settings = dict(pair.split("=", 1) if "=" in pair else _refuse(f"--set {pair} has no =") for pair in args.set)
-    settings = {flag.lstrip("-"): value.split(",") for flag, value in settings.items()}
+    pairs = [pair.split("=", 1) for pair in args.set]
+    settings = {flag.lstrip("-"): value.split(",") for flag, value in pairs}
     blocks = [block | given for block in (read_blocks(args.file) if args.file else [{}])]
     blocks = [block | {"settings": block.get("settings", {}) | settings} for block in blocks]
     jobs = make_jobs(blocks, args.runs_dir)
@@ -294,7 +291,7 @@ def main(argv: list[str]) -> int:
     if args.retry:
         for job in jobs:
             if look(job.folder).state == "failed":
-                record = read_json(job.folder / "job.json")
+                record = read_job(job.folder)
                 record["attempts"][-1]["exit"] = None
                 write_json(job.folder / "job.json", record)
     watch = Watch(seconds=10 if args.slurm else 1)  # squeue asks a machine that all users share

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shared import last_step, read_json, write_json
 
@@ -31,13 +31,23 @@ class Status(NamedTuple):
     steps: int = 0
     rate: float = 0.0  # updates per second since its last start, evaluations included
     note: str = ""
-    attempt: dict | None = None  # the last one
+    attempt: dict[str, Any] | None = None  # the last one
     queued: bool = False  # in SLURM's queue
+
+
+def read_job(folder: Path) -> dict[str, Any]:
+    """Content of job.json; an empty command and no attempts where there is none."""
+    return read_json(folder / "job.json") or {"command": [], "attempts": []}
+
+
+def slurm_id(folder: Path) -> str | None:
+    """The job's id in SLURM's queue, if it has been there."""
+    return (read_json(folder / "slurm.json") or {}).get("id")
 
 
 def look(folder: Path) -> Status:
     """The state of a job, from its files alone."""
-    attempts = (read_json(folder / "job.json") or {}).get("attempts", [])
+    attempts = read_job(folder)["attempts"]
     last = attempts[-1] if attempts else None
     run = _run_directory(folder)
     step, steps = (last_step(run), _steps(run)) if run else (0, 0)
@@ -93,17 +103,20 @@ def run_job(folder: Path, worker: int) -> int:
         time.sleep(0.1)
     else:
         return 0
-    job, run = read_json(folder / "job.json"), _run_directory(folder)
+    job, run = read_job(folder), _run_directory(folder)
     if run and (run / "result.json").exists():
         return 0
     command = [sys.executable, *job["command"][1:]]
     if run:
         command = [*command[:2], "--resume", str(run), "--no-progress"]
-    children, asked = [], []
+    process: subprocess.Popen | None = None
+    asked = False
 
     def save_and_stop(*_):
-        if children and not asked:  # a second SIGTERM would end the script before it has saved
-            asked.append(children[0].terminate())
+        nonlocal asked
+        if process and not asked:  # a second SIGTERM would end the script before it has saved
+            asked = True
+            process.terminate()
 
     # SLURM and a terminal send signals to all processes of a job. The script answers them itself; this process stays to
     # see how it ends. SIGUSR2 comes before the time limit.
@@ -117,21 +130,19 @@ def run_job(folder: Path, worker: int) -> int:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, pass_fds=[lock.fileno()],
             preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
         )  # fmt: skip
-        children.append(process)
-    attempt = {"started": time.time(), "from_step": last_step(run) if run else 0, "pid": process.pid}
+    attempt: dict[str, Any] = {"started": time.time(), "from_step": last_step(run) if run else 0, "pid": process.pid}
     attempt |= {"host": socket.gethostname(), "worker": worker, "exit": None, "reason": ""}
     write_json(folder / "job.json", job | {"attempts": [*job["attempts"], attempt]})
-    attempt["exit"] = process.wait()
-    if attempt["exit"] < 0:
-        attempt["reason"] = f"killed by signal {-attempt['exit']}"
-    elif 0 < attempt["exit"] <= 128:  # above: stopped as it was asked to
-        with open(folder / "stderr.txt", "rb") as errors:
-            errors.seek(began)
-            lines = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
-        attempt["reason"] = lines[-1] if lines else f"exit code {attempt['exit']}"
-    attempt["ended"] = time.time()
+    code, reason = process.wait(), ""
+    if code < 0:
+        reason = f"killed by signal {-code}"
+    elif 0 < code <= 128:  # above: stopped as it was asked to
+        said = (folder / "stderr.txt").read_bytes()[began:].decode(errors="replace")
+        lines = [line for line in said.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {code}"
+    attempt |= {"exit": code, "reason": reason, "ended": time.time()}
     write_json(folder / "job.json", job | {"attempts": [*job["attempts"], attempt]})
-    return attempt["exit"]
+    return code
 
 
 if __name__ == "__main__":

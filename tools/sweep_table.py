@@ -12,8 +12,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from shared import duration, read_json
-from sweep_job import Job, Status, look
+from shared import duration
+from sweep_job import Job, Status, look, slurm_id
 
 STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "done": "green"}
 
@@ -69,7 +69,7 @@ def status(job: Job, queued: dict[str, str] | None, starting: Collection[Path] =
     s = look(job.folder)
     if s.state == "waiting" and job.folder in starting:
         return s._replace(state="running", note="starting")
-    entry = (read_json(job.folder / "slurm.json") or {}).get("id")
+    entry = slurm_id(job.folder)
     if s.state == "waiting" and entry and (queued is None or entry in queued):
         note = f"queued as {entry}, {'no answer' if queued is None else queued[entry]}; {s.note}"
         return s._replace(queued=True, note=note.rstrip("; "))

@@ -3,15 +3,11 @@
 import csv
 import math
 import shlex
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from read_runs import NOT_SETTINGS, Group, iqm_interval, mean_interval, presets, time_to_score
 from shared import ROOT, duration
 
