@@ -39,7 +39,6 @@ def make_run(
     seeds=(0,),
     finals=None,
     data=OFFICIAL,
-    grid=None,
     changes=None,
 ) -> Path:
     """A run directory as a script leaves it. finals: score per entry of `seeds`; changes: to the preset."""
@@ -74,7 +73,7 @@ def make_run(
         "score": float(finals.mean()), "score_per_seed": finals.tolist(), "evaluations": evaluations,
         "score_is": "mean success of the last 3 evaluations", "updates_per_second": 100.0, "wall_seconds": 4000.0,
         "dataset": dataset, "device": "1 x H100", "versions": VERSIONS, "git_commit": "abc",
-    } | ({"grid": grid} if grid else {})  # fmt: skip
+    }  # fmt: skip
     path = folder / f"{env}-task{task}__{algo}__{seeds[0]}__{time.time_ns()}"
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config))
@@ -91,24 +90,15 @@ def unfinished(folder: Path, step: int, age: float) -> Path:
     return path
 
 
-def by_algo(groups) -> dict:
-    return {group.algo: group for group in groups}
-
-
 # -------------------------------------------------------------------------------------------------- what is read, how
 
 
-def test_seeds_of_several_runs_are_one_group_and_grids_are_several(tmp_path):
+def test_seeds_of_several_runs_are_one_group(tmp_path):
     make_run(tmp_path, seeds=(0, 1), finals=(0.2, 0.4))
     make_run(tmp_path / "deeper" / "still", seeds=(2,), finals=(0.9,))
-    make_run(tmp_path, "fql", seeds=(0, 1, 0, 1), finals=(0.1, 0.2, 0.3, 0.4), grid={"alpha": [1.0, 1.0, 3.0, 3.0]})
-    groups, left_out = read_runs.read_runs(tmp_path)
+    ((group,), left_out) = read_runs.read_runs(tmp_path)
     assert not left_out
-    assert by_algo(groups)["driftql"].scores == pytest.approx([20, 40, 90])
-    assert [(g.settings, g.scores.round().tolist()) for g in groups if g.algo == "fql"] == [
-        ({"alpha": 1.0}, [10, 20]),
-        ({"alpha": 3.0}, [30, 40]),
-    ]
+    assert group.scores == pytest.approx([20, 40, 90])
 
 
 def test_data_settings_and_tasks_are_never_mixed(tmp_path):

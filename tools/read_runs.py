@@ -22,7 +22,7 @@ TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "D
 ACTIVE_SECONDS = 900  # a log that was written to since then may belong to a run that goes on
 # What no score depends on, or what stands in a column of its own.
 NOT_SETTINGS = {
-    "env", "task", "data", "data_dir", "dataset", "collect_episodes", "seed", "num_seeds", "grid", "log_every",
+    "env", "task", "data", "data_dir", "dataset", "collect_episodes", "seed", "num_seeds", "log_every",
     "eval_workers", "save_every", "runs_dir", "resume", "track", "capture_video", "progress",
 }  # fmt: skip
 SIZES = {"steps", "batch_size", "hidden_dims", "num_candidates", "num_samples", "eval_episodes"}
@@ -35,7 +35,7 @@ SOURCES = {
 
 
 class Seed(NamedTuple):
-    """One seed of one finished run; in a grid, of one combination."""
+    """One seed of one finished run."""
 
     run: Path
     config: dict
@@ -106,11 +106,12 @@ def read_runs(folder: Path) -> tuple[list[Group], list[tuple[Path, str]]]:
     if not directories:
         raise UserError(f"there is no run directory in {folder}.")
     for run in directories:
-        seeds = _read_run(run)
-        if isinstance(seeds, str):
-            left_out.append((run, seeds))
+        read = _read_run(run)
+        if isinstance(read, str):
+            left_out.append((run, read))
             continue
-        for key, seed in seeds:
+        key, seeds = read
+        for seed in seeds:
             older = members[key].get(seed.seed)
             if older and _time(older) > _time(seed):
                 seed, older = older, seed
@@ -153,8 +154,8 @@ def _time(seed: Seed) -> str:
     return seed.run.name.rpartition("__")[2]
 
 
-def _read_run(run: Path) -> list[tuple[tuple, Seed]] | str:
-    """(key of the group, seed) of each seed; or why the run is left out."""
+def _read_run(run: Path) -> tuple[tuple, list[Seed]] | str:
+    """Key of the group, and its seeds; or why the run is left out."""
     if (attempts := (read_json(run / "job.json") or {}).get("attempts")) is not None:
         return f"failed before there was a run: {attempts[-1]['reason']}"
     config, result = read_json(run / "config.json"), read_json(run / "result.json")
@@ -184,19 +185,16 @@ def _why_unfinished(run: Path, config: dict) -> str:
     return f"not finished, {where}: interrupted or failed"
 
 
-def _seeds(run: Path, config: dict, result: dict) -> list[tuple[tuple, Seed]]:
+def _seeds(run: Path, config: dict, result: dict) -> tuple[tuple, list[Seed]]:
     metric = "success" if "success" in result["evaluations"][-1] else "return"
-    data, grid = result["dataset"], result.get("grid") or {}
+    data, settings = result["dataset"], json.dumps(changed_settings(result["algo"], result["env"], config["args"]))
     seeds = []
     for i, (seed, score) in enumerate(zip(result["seeds"], result["score_per_seed"], strict=True)):
         curve = [(evaluation["step"], float(evaluation[metric][i])) for evaluation in result["evaluations"]]
         if not all(map(math.isfinite, (score, result["steps"], result["updates_per_second"], result["wall_seconds"]))):
             raise ValueError("a number is not finite")
-        args = config["args"] | {name: values[i] for name, values in grid.items()}
-        settings = json.dumps(changed_settings(result["algo"], result["env"], args))
-        key = (result["algo"], result["env"], result["task"], data.get("sha256"), settings, metric)
-        seeds.append((key, Seed(run, config, result, seed, float(score), curve)))
-    return seeds
+        seeds.append(Seed(run, config, result, seed, float(score), curve))
+    return (result["algo"], result["env"], result["task"], data.get("sha256"), settings, metric), seeds
 
 
 def _group(key: tuple, seeds: list[Seed]) -> Group:
