@@ -1,6 +1,8 @@
 """The report and the pictures of finished runs: what is counted, how it is labelled, what is left out and why."""
 
 import csv
+import dataclasses
+import importlib
 import json
 import math
 import os
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, make_dataset
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -20,10 +22,11 @@ import curves
 import read_runs
 import report
 from read_runs import iqm_interval, mean_interval
-from tables import command, read_papers
+from tables import aggregates, command, find_paper, reach_text, read_papers
 
-from common import UserError
+from common import UserError, d4rl
 from common.cli import one_line_errors
+from common.runs import EVALUATED, Progress, make_directory, make_result
 
 VERSIONS = {"python": "3.11.0", "jax": "0.6"}
 COLLECTED = {"source": "collected", "sha256": "c" * 64, "transitions": 1_000_000}
@@ -82,6 +85,24 @@ def make_run(
     return path
 
 
+def make_d4rl_run(folder: Path, env="hopper-medium", source="d4rl", scores=(50.0,), **changes) -> Path:
+    """A run directory of driftql.py, written by the functions that a run calls. scores: of seeds 0, 1, ..."""
+    script = importlib.import_module("driftql")
+    args = script.args_for(env, num_seeds=len(scores), runs_dir=str(folder), **changes)
+    about = {"name": "-".join(d4rl.resolve(env)), "source": source, "path": "/machine/file.hdf5", "sha256": "e" * 64}
+    tiny = make_dataset(np.zeros((3, 4)), np.zeros((3, 2)), np.zeros(3), np.ones(3), np.zeros(3))
+    dataset = dataclasses.replace(tiny, **about, reference=d4rl.TASKS[env].reference)
+    evaluations = [
+        {name: [x * i / 2 for x in scores] if name == "normalized" else [0.25] * len(scores) for name in EVALUATED}
+        | {"step": args.steps * i // 2}
+        for i in range(3)
+    ]
+    done = Progress(step=args.steps, evaluations=evaluations, updates=args.steps, seconds=args.steps / 100)
+    path = make_directory(args, dataset)
+    (path / "result.json").write_text(json.dumps(make_result(args, dataset, done) | {"wall_seconds": 20.0}))
+    return path
+
+
 def unfinished(folder: Path, step: int, age: float) -> Path:
     path = make_run(folder)
     (path / "result.json").unlink()
@@ -136,6 +157,8 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     never = tmp_path / "never"
     never.mkdir()
     (never / "job.json").write_text(json.dumps({"attempts": [{"exit": 2, "reason": "fql: error: no such flag."}]}))
+    unknown = make_run(tmp_path)
+    (unknown / "result.json").write_text('{"algo": "driftql", "evaluations": [{"step": 1}]}')
     broken, half, nan = make_run(tmp_path), make_run(tmp_path), make_run(tmp_path, finals=(math.nan,))
     (broken / "result.json").write_text('{"algo": "dri')
     (half / "result.json").write_text('{"algo": "driftql", "evaluations": []}')
@@ -157,11 +180,74 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     assert reasons.pop(never) == "failed before there was a run: fql: error: no such flag."
     assert reasons.pop(broken) == "damaged: result.json cannot be read"
     assert reasons.pop(half).startswith("damaged: result.json is not complete")
+    assert reasons.pop(unknown).startswith("damaged: result.json is not complete")
     assert reasons.pop(nan).startswith("damaged: result.json is not complete")
     assert reasons.pop(no_config) == "damaged: config.json cannot be read"
     assert reasons.pop(foreign) == "foreign: config.json is not of these scripts"
     assert reasons.pop(other) == "foreign: no config.json"
     assert not reasons
+
+
+def test_d4rl_counts_normalized_returns_and_its_presets_are_those_of_any_version(tmp_path):
+    make_d4rl_run(tmp_path, scores=(90.0, 110.0, 130.0))
+    ((group,), _) = read_runs.read_runs(tmp_path)
+    assert (group.metric, group.env, group.place, group.data) == ("normalized", *["hopper-medium-v2"] * 2, "D4RL")
+    assert (group.settings_text, group.official) == ("preset", True)
+    assert group.scores.tolist() == [90, 110, 130]
+    steps, values = read_runs.mean_curve(group)
+    assert values[:, 0] == pytest.approx([0, 55, 110])
+    assert values[-1] == pytest.approx((110, 60.3, 159.7), abs=0.1)  # a normalized return may be more than 100
+    assert read_runs.time_to_score(group, 120) == (1, steps[-1], steps[-1] / 100)
+    assert reach_text(group, 120).endswith("(1 of 3 seeds)")
+    (axes,) = curves.draw_curves([group]).axes
+    assert axes.get_ylabel() == "normalized return"
+    assert axes.get_ylim()[1] > 110
+
+
+def test_rewards_of_d4rl_are_a_setting(tmp_path):
+    make_d4rl_run(tmp_path, "pen-human")
+    make_d4rl_run(tmp_path, "pen-human", rewards="standardized")
+    assert [g.settings_text for g in read_runs.read_runs(tmp_path)[0]] == ["changed: rewards standardized", "preset"]
+
+
+def test_only_d4rls_own_files_are_compared_with_papers(tmp_path):
+    """The same bytes too, if the run took them from a file of which it knows nothing."""
+    for source, score in (("d4rl", 61.0), ("minari", 42.0), ("user", 33.0)):
+        make_d4rl_run(tmp_path / "runs", source=source, scores=(score,))
+    groups, _ = read_runs.read_runs(tmp_path / "runs")
+    papers = read_papers()
+    found = {group.source: find_paper(papers, group) for group in groups}
+    assert found == {"d4rl": papers["hopper-medium-v2", "", "driftql"], "minari": None, "user": None}
+    assert found["d4rl"].mean == 75
+    text, table, numbers = written(tmp_path, "html", "md", "csv")
+    (row,) = [row for row in Page(text).rows if row.startswith("hopper-medium-v2 paper")]
+    assert "paper 75 ± 6" in row
+    assert "61.0" in row
+    assert "42.0" not in row
+    assert "33.0" not in row
+    steps = f"{groups[0].seeds[0].result['steps']:,}"
+    for line in (
+        f"61.0 (normalized return) | 75 ± 6 | D4RL | preset | 1 | {steps} |",
+        f"42.0 (normalized return) |  | Minari, not D4RL's files | preset | 1 | {steps} |",
+        f"33.0 (normalized return) |  | own file | preset | 1 | {steps} |",
+    ):
+        assert f"| hopper-medium-v2 | DriftQL | {line}" in table
+    rows = {float(row["mean"]): (row["metric"], row["paper_mean"]) for row in csv.DictReader(numbers.splitlines())}
+    assert rows == {61: ("normalized", "75.0"), 42: ("normalized", ""), 33: ("normalized", "")}
+
+
+def test_over_tasks_each_benchmark_has_its_own_score(tmp_path):
+    make_run(tmp_path, task=1, finals=(0.2,))
+    make_run(tmp_path, task=2, finals=(0.4,))
+    make_d4rl_run(tmp_path, "hopper-medium", scores=(110.0,))
+    make_d4rl_run(tmp_path, "walker2d-medium", scores=(80.0,))
+    make_d4rl_run(tmp_path, "pen-human", "minari", scores=(1.0,))
+    rows = [row[1:] for row in aggregates(read_runs.read_runs(tmp_path)[0])]
+    both = "antmaze-large-navigate task 1, antmaze-large-navigate task 2"
+    assert rows == [
+        ["official", "preset", f"2: {both}", "1, 1", "success, %", "30.0", "30.0"],
+        ["D4RL", "preset", "2: hopper-medium-v2, walker2d-medium-v2", "1, 1", "normalized return", "95.0", "95.0"],
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics

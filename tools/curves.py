@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from read_runs import SOURCES, Group, mean_curve, mean_interval, random_share, read_runs, setting_text
+from read_runs import METRICS, SOURCES, Group, mean_curve, mean_interval, random_share, read_runs, setting_text
 
 from common import UserError
 from common.plots import pyplot
@@ -75,7 +75,7 @@ def draw_corruption(groups: list[Group]):
         for group in here:
             lines[group.algo, group.settings_text].append(group)
         for i, line in enumerate(lines.values()):
-            points = sorted((100 * random_share(group), *mean_interval(group.scores, (0, 100))) for group in line)
+            points = sorted((100 * random_share(group), *mean_interval(group.scores, group.bounds)) for group in line)
             share, mean, low, high = np.array(points).T
             label = _label(line, [group for group in here if group.algo == line[0].algo])
             error = np.nan_to_num([mean - low, high - mean])
@@ -100,7 +100,7 @@ def _label(line: list[Group], others: list[Group]) -> str:
 
 
 def _finish(axes, groups: list[Group], x_label: str, data: str) -> None:
-    axes.set(xlabel=x_label, ylabel="success, %" if groups[0].metric == "success" else "return")
+    axes.set(xlabel=x_label, ylabel=METRICS[groups[0].metric])
     if groups[0].metric == "success":
         axes.set_ylim(-3, 103)
     reduced = "; reduced settings" if any(group.reduced for group in groups) else ""

@@ -13,14 +13,15 @@ from tables import LIST_HEADER, Papers, aggregates, command, hardware, list_row,
 from common.plots import pyplot
 
 BASELINES = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC", "ifql": "IFQL", "fbrac": "FBRAC"}
-THRESHOLDS = (50, 90)  # success, %
+THRESHOLDS = (50, 90)  # success in percent, or a normalized return
 # OGBench's default task, on which its papers tune; 2 where the environment is not named here.
 DEFAULT_TASKS = {"antmaze": "1", "humanoidmaze": "1", "antsoccer": "4", "puzzle": "4"}
 
-COMPARISON = """Success in percent. Ours: the mean over seeds [95% interval, Student's t], a link to its command, data
-and hardware; a cell without one was not run. Papers: mean ± standard deviation, at full size on the official data; the
-source of each is listed below the table. What is tagged <span class=tag>not official data</span> or
-<span class=tag>reduced</span> is not comparable with the paper's number above it."""
+COMPARISON = """Success in percent, on D4RL the normalized return. Ours: the mean over seeds [95% interval, Student's
+t], a link to its command, data and hardware; a cell without one was not run. Papers: mean ± standard deviation, at full
+size on the official data; the source of each is listed below the table. What is tagged
+<span class=tag>not official data</span> or <span class=tag>reduced</span> is not comparable with the paper's number
+above it. Runs on Minari's data or on one's own file have no such number: they stand in the next table alone."""
 FINISHED = """Time to a score: the first evaluation that reaches it, the median over the seeds that do. A single
 evaluation is noisy. The time is that of training, all seeds of a run together, without compilation and evaluation."""
 OVER_TASKS = """Interquartile mean of all scores [95% interval, stratified bootstrap over seeds], and the mean of the
@@ -84,7 +85,7 @@ def comparison(groups: list[Group], papers: Papers, anchors: dict[int, str]) -> 
     """The papers' tasks x our algorithms. Seen at once: the benchmark's default tasks and all that we ran."""
     rows: dict[str, list[list[str]]] = {"seen": [], "mean": [], "other": [], "D4RL": []}
     for env, task in dict.fromkeys((env, task) for env, task, _ in papers):
-        here = [group for group in groups if (group.env, str(group.task or "")) == (env, task)]
+        here = [group for group in groups if group.comparable and (group.env, str(group.task or "")) == (env, task)]
         cells = [e(_problem(env, task))]
         for algo in TITLES:
             ours = "".join(ours_cell(group, anchors) for group in here if group.algo == algo)
@@ -134,14 +135,14 @@ def finished(groups: list[Group], papers: Papers, anchors: dict[int, str]) -> st
         row["ours"] = f'<a href="#{anchors[id(group)]}">{row["ours"]}</a> {tags(group)}'
         row["settings"] = f'<span class="label">{row["settings"]}</span>'
         rows.append([*row.values(), *(e(reach_text(group, threshold)) for threshold in THRESHOLDS)])
-    return table([*LIST_HEADER, *(f"time to {threshold}%" for threshold in THRESHOLDS)], rows)
+    return table([*LIST_HEADER, *(f"time to {threshold}" for threshold in THRESHOLDS)], rows)
 
 
 def over_tasks(groups: list[Group]) -> str:
     rows = [[e(cell) for cell in row] for row in aggregates(groups)]
     if not rows:
         return "<p>No two tasks were run with the same algorithm, data and settings.</p>"
-    return table(["algorithm", "data", "settings", "tasks", "seeds", "IQM", "mean"], rows)
+    return table(["algorithm", "data", "settings", "tasks", "seeds", "score", "IQM", "mean"], rows)
 
 
 # ------------------------------------------------------------------------------------------------- pictures and sources

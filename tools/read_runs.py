@@ -19,6 +19,8 @@ from shared import ROOT, last_step, read_json
 from common import UserError
 
 TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
+# What a score may be, the first that a run was evaluated for, and how it is called. In result.json, success is a share.
+METRICS = {"normalized": "normalized return", "success": "success, %", "return": "return"}
 ACTIVE_SECONDS = 900  # a log that was written to since then may belong to a run that goes on
 # What no score depends on, or what stands in a column of its own.
 NOT_SETTINGS = {
@@ -30,6 +32,8 @@ SOURCES = {
     "official": "official", "builtin": "built in", "collected": "collected here, not official",
     "unverified": "unverified file", "user": "own file", "d4rl": "D4RL", "minari": "Minari, not D4RL's files",
 }  # fmt: skip
+OFFICIAL = ("official", "builtin", "d4rl")
+OTHER_DATA = ("user", "minari")  # of the same name at most: a paper's number says nothing about them
 
 # ---------------------------------------------------------------------------------------------------- reading the runs
 
@@ -41,8 +45,8 @@ class Seed(NamedTuple):
     config: dict
     result: dict
     seed: int
-    score: float  # success: share of episodes; elsewhere the return
-    curve: list[tuple[int, float]]  # (gradient step, success or return)
+    score: float  # as in result.json
+    curve: list[tuple[int, float]]  # (gradient step, score)
 
 
 class Group(NamedTuple):
@@ -51,11 +55,11 @@ class Group(NamedTuple):
     algo: str
     env: str
     task: int | None
+    source: str  # of the data, one of SOURCES
     data: str  # what the data are, in words
-    official: bool  # whether the data are those of the benchmark, so that papers' numbers can stand beside the score
     settings: dict  # what differs from the script's preset
     reduced: bool  # whether one of these makes the run smaller than the preset
-    metric: str  # success or return
+    metric: str  # one of METRICS
     seeds: list[Seed]
 
     @property
@@ -74,13 +78,28 @@ class Group(NamedTuple):
         return f"reduced: {text}" if self.reduced else f"changed: {text}"
 
     @property
+    def official(self) -> bool:
+        """Whether the data are those of the benchmark, as the papers' are."""
+        return self.source in OFFICIAL
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a paper's number may stand beside the score, with a remark if the data are not official."""
+        return self.metric != "return" and self.source not in OTHER_DATA
+
+    @property
     def scores(self) -> np.ndarray:
-        """(seeds,) success in percent, or the return."""
+        """(seeds,) success in percent, or a return."""
         return np.array([seed.score for seed in self.seeds]) * self.scale
 
     @property
     def scale(self) -> float:
         return 100.0 if self.metric == "success" else 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which a score must lie. A normalized return may be negative, or more than 100."""
+        return (0, 100) if self.metric == "success" else (-math.inf, math.inf)
 
 
 def setting_text(value) -> str:
@@ -169,7 +188,7 @@ def _read_run(run: Path) -> tuple[tuple, list[Seed]] | str:
         return _why_unfinished(run, config)
     try:
         return _seeds(run, config, result)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration) as error:
         return f"damaged: result.json is not complete ({type(error).__name__}: {error})"
 
 
@@ -186,7 +205,7 @@ def _why_unfinished(run: Path, config: dict) -> str:
 
 
 def _seeds(run: Path, config: dict, result: dict) -> tuple[tuple, list[Seed]]:
-    metric = "success" if "success" in result["evaluations"][-1] else "return"
+    metric = next(name for name in METRICS if name in result["evaluations"][-1])
     data, settings = result["dataset"], json.dumps(changed_settings(result["algo"], result["env"], config["args"]))
     seeds = []
     for i, (seed, score) in enumerate(zip(result["seeds"], result["score_per_seed"], strict=True)):
@@ -194,16 +213,17 @@ def _seeds(run: Path, config: dict, result: dict) -> tuple[tuple, list[Seed]]:
         if not all(map(math.isfinite, (score, result["steps"], result["updates_per_second"], result["wall_seconds"]))):
             raise ValueError("a number is not finite")
         seeds.append(Seed(run, config, result, seed, float(score), curve))
-    return (result["algo"], result["env"], result["task"], data.get("sha256"), settings, metric), seeds
+    # With the source: one's own file may be a copy of an official one, but nothing in the run says so.
+    data_key = (str(data.get("source")), data.get("sha256"))
+    return (result["algo"], result["env"], result["task"], data_key, settings, metric), seeds
 
 
 def _group(key: tuple, seeds: list[Seed]) -> Group:
-    algo, env, task, _, settings, metric = key
+    algo, env, task, (source, _), settings, metric = key
     data, settings = seeds[0].result["dataset"], json.loads(settings)
     preset = presets(algo, env)
     smaller = [name for name in SIZES & settings.keys() & preset.keys() if _size(settings[name]) < _size(preset[name])]
-    official = data.get("source") in ("official", "builtin", "d4rl")
-    return Group(algo, env, task, describe_data(data), official, settings, bool(smaller), metric, seeds)
+    return Group(algo, env, task, source, describe_data(data), settings, bool(smaller), metric, seeds)
 
 
 def _size(value) -> float:
@@ -240,7 +260,7 @@ def presets(algo: str, env: str) -> dict:
         return {}
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only tables are read; another process may use the GPU
     script = importlib.import_module(algo)
-    values = dataclasses.asdict(script.Args(**script.PRESETS.get(env, {})))
+    values = dataclasses.asdict(script.args_for(env, log_every=1))  # not compared; to choose one would start JAX
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -290,6 +310,5 @@ def mean_curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
     """Gradient steps at which all seeds were evaluated, (n,), and mean, low and high end of the interval, (n, 3)."""
     curves = [dict(seed.curve) for seed in group.seeds]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    bounds = (0, 100) if group.metric == "success" else (-np.inf, np.inf)
     values = [np.array([curve[step] for curve in curves]) * group.scale for step in steps]
-    return np.array(steps), np.array([mean_interval(value, bounds) for value in values]).reshape(-1, 3)
+    return np.array(steps), np.array([mean_interval(value, group.bounds) for value in values]).reshape(-1, 3)

@@ -4,8 +4,9 @@
     python tools/report.py runs --save results                 # config, result and metrics of finished runs, to be kept
     python tools/report.py results --readme README.md          # the table between the README's two marker comments
 
-Scores are the benchmark's: success in percent, mean of the last three evaluations (README). A mean comes with its 95%
-interval over seeds (Student's t), an interquartile mean with that of a stratified bootstrap. Papers' numbers:
+Scores are the benchmarks': success in percent, mean of the last three evaluations, on OGBench; the normalized return of
+the last one on D4RL, beside a paper's if the data are D4RL's files, not Minari's or one's own. A mean comes with its
+95% interval over seeds (Student's t), an interquartile mean with that of a stratified bootstrap. Papers' numbers:
 tools/paper_results.csv, with the source of each.
 """
 
@@ -34,8 +35,9 @@ def markdown(groups: list[Group], papers: Papers) -> str:
     rows = [LIST_HEADER, ["---"] * len(LIST_HEADER), *(list_row(group, papers) for group in groups)]
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     note = (
-        "Success in percent. Ours: the mean over seeds [95% interval, Student's t]; settings: what differs from the "
-        "script's preset. Papers: mean ± standard deviation, at full size on the official data."
+        "Success in percent, on D4RL the normalized return. Ours: the mean over seeds [95% interval, Student's t]; "
+        "settings: what differs from the script's preset. Papers: mean ± standard deviation, at full size on the "
+        "official data; none beside Minari's data or one's own file."
     )
     return "\n".join([*lines, "", note, ""])
 

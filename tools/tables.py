@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from read_runs import NOT_SETTINGS, Group, iqm_interval, mean_interval, presets, time_to_score
+from read_runs import METRICS, NOT_SETTINGS, Group, iqm_interval, mean_interval, presets, time_to_score
 from shared import ROOT, duration
 
 # ------------------------------------------------------------------------------------------------- the papers' numbers
@@ -41,8 +41,7 @@ def read_papers() -> Papers:
 
 def score_text(group: Group) -> str:
     """`63.0 [51.2, 74.8]`; the mean alone for one seed."""
-    bounds = (0, 100) if group.metric == "success" else (-math.inf, math.inf)
-    return interval_text(*mean_interval(group.scores, bounds))
+    return interval_text(*mean_interval(group.scores, group.bounds))
 
 
 def interval_text(value: float, low: float, high: float) -> str:
@@ -62,7 +61,7 @@ def steps_text(group: Group) -> str:
 
 def reach_text(group: Group, threshold: float) -> str:
     """`120,000 updates, 45 min (3 of 4 seeds)`."""
-    if group.metric != "success":
+    if group.metric == "return":  # of any size
         return ""
     reached = time_to_score(group, threshold)
     if reached is None:
@@ -96,18 +95,18 @@ def command(config: dict) -> str:
 
 
 def find_paper(papers: Papers, group: Group) -> Paper | None:
-    """The published score for a group's task, whatever data and settings the group has."""
-    return papers.get((group.env, str(group.task or ""), group.algo))
+    """The published score for a group's task, whatever settings the group has; none for data of another origin."""
+    return papers.get((group.env, str(group.task or ""), group.algo)) if group.comparable else None
 
 
 def aggregates(groups: list[Group]) -> list[list[str]]:
-    """Rows (algorithm, data, settings, tasks, seeds, IQM, mean) over two or more tasks run in the same way."""
+    """Rows (algorithm, data, settings, tasks, seeds, score, IQM, mean) over two or more tasks run in the same way."""
     alike = defaultdict(list)
     for group in groups:
-        if group.metric == "success":
-            alike[group.title, group.data, group.settings_text].append(group)
+        if group.metric != "return":
+            alike[group.title, group.data, group.settings_text, group.metric].append(group)
     rows = []
-    for (title, data, settings), members in alike.items():
+    for (title, data, settings, metric), members in alike.items():
         if len(members) < 2:
             continue
         scores = [group.scores for group in members]
@@ -115,7 +114,7 @@ def aggregates(groups: list[Group]) -> list[list[str]]:
         seeds = ", ".join(str(len(each)) for each in scores)
         mean = np.mean([each.mean() for each in scores])
         iqm = interval_text(*iqm_interval(scores))
-        rows.append([title, data, settings, f"{len(scores)}: {tasks}", seeds, iqm, f"{mean:.1f}"])
+        rows.append([title, data, settings, f"{len(scores)}: {tasks}", seeds, METRICS[metric], iqm, f"{mean:.1f}"])
     return rows
 
 
@@ -130,7 +129,7 @@ def list_row(group: Group, papers: Papers) -> list[str]:
     return [
         group.place,
         group.title,
-        ours if group.metric == "success" else f"{ours} (return)",
+        ours if group.metric == "success" else f"{ours} ({METRICS[group.metric]})",
         f"{paper} (official data)" if paper and not group.official else paper,
         group.data,
         group.settings_text,
