@@ -31,7 +31,7 @@ from common import UserError, checkpoints, cli, d4rl
 from common.checkpoints import write_atomically
 from common.cli import Args, say
 from common.plots import draw_run
-from common.provenance import circumstances
+from common.results import circumstances, make_result, score_line
 from common.signals import Signals
 from common.transitions import Dataset
 
@@ -137,9 +137,8 @@ class Run:
             raise UserError(f"{error} {self._what_is_kept()}") from None
 
     def _what_is_kept(self) -> str:
-        if self.saved_step:
-            return f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
-        return f"There was no checkpoint yet; the log is in {self.directory}."
+        kept = f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
+        return kept if self.saved_step else f"There was no checkpoint yet; the log is in {self.directory}."
 
     def _how_to_resume(self) -> str:
         return f"python {cli.algorithm_name(type(self.args))}.py --resume {self.directory}"
@@ -158,12 +157,10 @@ class Run:
 
         Raises UserError if the checkpoint holds another state than this run's.
         """
-        if self.content is None:
-            return state
-        restored = checkpoints.restore(state, self.content)
-        self.content = None  # not needed again
-        say(f"resumed at step {self.step:,}")
-        return restored
+        if self.content is not None:
+            state, self.content = checkpoints.restore(state, self.content), None
+            say(f"resumed at step {self.step:,}")
+        return state
 
     def log(self, metrics: dict[str, np.ndarray], seconds: float) -> None:
         """Counts and logs one interval. metrics: name -> (num_seeds,) means over it; seconds that it took.
@@ -250,7 +247,10 @@ class Run:
         if number:
             say(f"stopped at step {self.step:,}, saved; go on with\n  {self._how_to_resume()}\n{self.directory}")
             sys.exit(128 + number)
-        result = make_result(self.args, self.dataset, self.done) | {"wall_seconds": self._wall_seconds()}
+        result = make_result(self.args, self.dataset, self.done.evaluations) | {
+            "updates_per_second": self.done.updates_per_second,
+            "wall_seconds": self._wall_seconds(),
+        }
         write_atomically(self.directory / "result.json", json.dumps(result, indent=2).encode())
         say(score_line(result))
         data = self.dataset.actions if self.dataset.source == "builtin" else None
@@ -266,10 +266,9 @@ def make_directory(args: Args, dataset: Dataset) -> Path:
     task = f"-task{dataset.task}" if dataset.task else ""
     env, algorithm = dataset.name.replace("/", "_").replace(":", "_"), cli.algorithm_name(type(args))
     name = f"{env}{task}__{algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = {}  # so that --resume finds them from any folder
-    for key in ("data_dir", "dataset"):
-        if getattr(args, key) is not None:
-            paths[key] = str(Path(getattr(args, key)).expanduser().absolute())
+    given = {key: getattr(args, key) for key in ("data_dir", "dataset") if getattr(args, key) is not None}
+    # So that --resume finds them from any folder.
+    paths = {key: str(Path(value).expanduser().absolute()) for key, value in given.items()}
     if dataset.source == "collected" and args.dataset is None:
         paths["data"] = "collect"  # and does not download the official data if the network is back
     config = {"algo": algorithm, "args": dataclasses.asdict(args) | paths} | circumstances(dataset)
@@ -324,37 +323,3 @@ def _open_metrics(path: Path, columns: Sequence[str], done: Progress):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from None
     return file
-
-
-def make_result(args: Args, dataset: Dataset, done: Progress) -> dict[str, Any]:
-    """What result.json holds. The benchmark's score: on OGBench the success of the last three evaluations, elsewhere of
-    the last one. On D4RL it is the normalized return, and the return where the environment knows no success."""
-    name = next(name for name in ("normalized", "success", "return") if name in done.evaluations[-1])
-    values = np.array([evaluation[name] for evaluation in done.evaluations if evaluation["step"] > 0])
-    counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
-    score = counted.mean(axis=0)
-    what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
-    return {
-        "algo": cli.algorithm_name(type(args)),
-        "env": dataset.name,
-        "task": dataset.task,
-        "seeds": [args.seed + i for i in range(args.num_seeds)],
-        "steps": done.step,
-        "score": float(score.mean()),
-        "score_per_seed": score.tolist(),
-        "score_is": f"mean {what} of the last {len(counted)} evaluations",
-        "last_per_seed": values[-1].tolist(),
-        "best_per_seed": values.max(axis=0).tolist(),
-        "evaluations": done.evaluations,
-        "updates_per_second": done.updates_per_second,
-    } | circumstances(dataset)
-
-
-def score_line(result: dict[str, Any]) -> str:
-    """What a person wants to know at the end: how good the policy is now, the protocol's number by its name, the best
-    evaluation."""
-    last, best, name = np.mean(result["last_per_seed"]), np.mean(result["best_per_seed"]), result["score_is"].split()[1]
-    spread = f" +- {np.std(result['score_per_seed']):.2g}" if len(result["seeds"]) > 1 else ""
-    seeds = f", {len(result['seeds'])} seeds" if spread else ""
-    score = f"score {result['score']:.3g}{spread} ({result['score_is']}{seeds})"
-    return f"{name:7} {last:.3g} at the last evaluation; {score}; best {best:.3g}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.buffers import ReplayBuffer
 from common.cli import Args, say
-from common.provenance import device_summary
+from common.results import device_summary
 from common.signals import signals_end_the_process
 
 

@@ -26,7 +26,8 @@ from tables import aggregates, command, find_paper, reach_text, read_papers
 
 from common import UserError, d4rl
 from common.cli import one_line_errors
-from common.runs import EVALUATED, Progress, make_directory, make_result
+from common.results import make_result
+from common.runs import EVALUATED, make_directory
 
 VERSIONS = {"python": "3.11.0", "jax": "0.6"}
 COLLECTED = {"source": "collected", "sha256": "c" * 64, "transitions": 1_000_000}
@@ -97,9 +98,9 @@ def make_d4rl_run(folder: Path, env="hopper-medium", source="d4rl", scores=(50.0
         | {"step": args.steps * i // 2}
         for i in range(3)
     ]
-    done = Progress(step=args.steps, evaluations=evaluations, updates=args.steps, seconds=args.steps / 100)
     path = make_directory(args, dataset)
-    (path / "result.json").write_text(json.dumps(make_result(args, dataset, done) | {"wall_seconds": 20.0}))
+    result = make_result(args, dataset, evaluations) | {"updates_per_second": 100.0, "wall_seconds": 20.0}
+    (path / "result.json").write_text(json.dumps(result))
     return path
 
 

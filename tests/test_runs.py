@@ -31,7 +31,8 @@ from helpers import (
 import driftql
 from common import UserError, checkpoints, cli
 from common.datasets import load_dataset
-from common.runs import Progress, Run, make_result
+from common.results import make_result
+from common.runs import Progress, Run
 
 METRICS = ["losses/critic"]
 
@@ -125,20 +126,20 @@ def test_score_is_the_mean_of_the_last_three_evaluations_on_ogbench(data_dir):
     args = driftql.Args(env=NAME, steps=500_000, num_seeds=2)
     values = [0.0, 0.9, 0.1, 0.2, 0.6, 0.4]
     done = Progress(evaluations=[{"step": 100_000 * i, "success": [x, 2 * x]} for i, x in enumerate(values)])
-    result = make_result(args, dataset, done)
+    result = make_result(args, dataset, done.evaluations)
     assert result["score_per_seed"] == pytest.approx([0.4, 0.8])
     assert result["score"] == pytest.approx(0.6)
     assert result["score_is"] == "mean success of the last 3 evaluations"
     assert result["last_per_seed"] == [0.4, 0.8]
     assert result["best_per_seed"] == [0.9, 1.8]
     # Before the first update nothing was learnt: it never counts.
-    early = make_result(args, dataset, Progress(evaluations=done.evaluations[:2]))
+    early = make_result(args, dataset, done.evaluations[:2])
     assert early["score_per_seed"] == [0.9, 1.8]
     # Elsewhere the last one; without success, the return.
     own = dataclasses.replace(dataset, task=None)
-    assert make_result(args, own, done)["score_per_seed"] == [0.4, 0.8]
+    assert make_result(args, own, done.evaluations)["score_per_seed"] == [0.4, 0.8]
     done = Progress(evaluations=[{"step": 1, "return": [7.0, 9.0]}])
-    assert make_result(args, own, done)["score"] == 8.0
+    assert make_result(args, own, done.evaluations)["score"] == 8.0
 
 
 def test_runs_that_start_in_the_same_second_do_not_share_a_directory(tmp_path, monkeypatch):

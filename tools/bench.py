@@ -41,7 +41,7 @@ from common import UserError, cli
 from common.buffers import make_buffer, sample
 from common.checkpoints import write_atomically
 from common.critics import Critic
-from common.provenance import device_summary, git_commit, versions
+from common.results import device_summary, git_commit, versions
 from common.seeds import compile_over_seeds, place, seed_keys
 from common.transitions import Dataset
 

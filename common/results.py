@@ -1,4 +1,4 @@
-"""What a result depends on besides its arguments: versions, commit, device, physics."""
+"""What result.json and config.json say: the score, and what it depends on besides the arguments."""
 
 import importlib.metadata
 import importlib.util
@@ -8,9 +8,44 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from common.cli import Args, algorithm_name
 from common.environments import PHYSICS
 from common.transitions import Dataset
+
+
+def make_result(args: Args, dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
+    """What result.json holds. The benchmark's score: on OGBench the success of the last three evaluations, elsewhere of
+    the last one. On D4RL it is the normalized return, and the return where the environment knows no success."""
+    name = next(name for name in ("normalized", "success", "return") if name in evaluations[-1])
+    values = np.array([evaluation[name] for evaluation in evaluations if evaluation["step"] > 0])
+    counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
+    score = counted.mean(axis=0)
+    what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
+    return {
+        "algo": algorithm_name(type(args)),
+        "env": dataset.name,
+        "task": dataset.task,
+        "seeds": [args.seed + i for i in range(args.num_seeds)],
+        "steps": evaluations[-1]["step"],
+        "score": float(score.mean()),
+        "score_per_seed": score.tolist(),
+        "score_is": f"mean {what} of the last {len(counted)} evaluations",
+        "last_per_seed": values[-1].tolist(),
+        "best_per_seed": values.max(axis=0).tolist(),
+        "evaluations": evaluations,
+    } | circumstances(dataset)
+
+
+def score_line(result: dict[str, Any]) -> str:
+    """What a person wants to know at the end: how good the policy is now, the protocol's number by its name, the best
+    evaluation."""
+    last, best, name = np.mean(result["last_per_seed"]), np.mean(result["best_per_seed"]), result["score_is"].split()[1]
+    spread = f" +- {np.std(result['score_per_seed']):.2g}" if len(result["seeds"]) > 1 else ""
+    seeds = f", {len(result['seeds'])} seeds" if spread else ""
+    score = f"score {result['score']:.3g}{spread} ({result['score_is']}{seeds})"
+    return f"{name:7} {last:.3g} at the last evaluation; {score}; best {best:.3g}"
 
 
 def circumstances(dataset: Dataset) -> dict[str, Any]:
