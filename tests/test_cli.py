@@ -47,8 +47,8 @@ def test_from_python_as_from_the_command_line(script):
     """args_for is what --env gives, with or without changes."""
     for env in ("bandit", "antmaze-large-navigate", f"{NAME}-singletask-task3-v0", "antmaze-medium-navigate"):
         assert script.args_for(env) == cli.parse(script.Args, script.PRESETS, ["--env", env])
-    changed = script.args_for("bandit", batch_size=7, hidden_dims=(3, 4), log_every=250)
-    argv = ["--env", "bandit", "--batch-size", "7", "--hidden-dims", "3", "4", "--log-every", "250"]
+    changed = script.args_for("bandit", batch_size=512, hidden_dims=(3, 4), log_every=250)
+    argv = ["--env", "bandit", "--batch-size", "512", "--hidden-dims", "3", "4", "--log-every", "250"]
     assert changed == cli.parse(script.Args, script.PRESETS, argv)
     with pytest.raises(TypeError, match="alhpa"):
         script.args_for("bandit", alhpa=3)
