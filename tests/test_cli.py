@@ -13,7 +13,7 @@ from helpers import NAME, ROOT, tiny_args, tiny_flags
 
 import driftql
 import idql
-from common import UserError, cli
+from common import UserError, cli, datasets
 
 
 def parsed(*argv):
@@ -125,11 +125,11 @@ def test_help_works_from_any_folder(tmp_path):
         (["--alhpa", "3"], "did you mean --alpha?"),
         (["stray"], "unknown argument stray"),
         (["--alpha", "much"], "could not convert string to float: 'much'"),
-        (["--steps", "1.5"], "--steps"),
-        (["--steps", "inf"], "--steps"),
-        (["--steps", "1e400"], "--steps"),
-        (["--steps", "1.23e1"], "--steps"),
-        (["--steps", "nan"], "--steps"),
+        (["--env", "bandit", "--steps", "1.5"], "--steps"),
+        (["--env", "bandit", "--steps", "inf"], "--steps"),
+        (["--env", "bandit", "--steps", "1e400"], "--steps"),
+        (["--env", "bandit", "--steps", "1.23e1"], "--steps"),
+        (["--env", "bandit", "--steps", "nan"], "--steps"),
         (["--kernel", "cubic"], "invalid choice 'cubic' for argument '--kernel'"),
         (["--env", "pointmaze-medium-navigate", "--task", "6"], "tasks 1 to 5"),
         (["--env", "pointmaze-medium-navigate", "--task", "0"], "--task 0 must be positive"),
@@ -154,7 +154,8 @@ def test_help_works_from_any_folder(tmp_path):
         (["--resume", "nowhere"], "nowhere: there is no config.json"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(argv, expected, fails):
+def test_bad_arguments_are_one_clear_line(argv, expected, fails, monkeypatch):
+    monkeypatch.setattr(datasets, "_find_file", lambda *_: pytest.fail("looked for data"))
     assert expected in fails(driftql, *argv)
 
 
