@@ -197,7 +197,7 @@ def command_line(args_class: type, argv: Sequence[str], default: Any = None, pro
     """tyro's parser, its boxed messages reduced to one line. default: values of the arguments, None is the class's own.
     `program` is what --help calls it; None is the script. Raises UserError."""
     program = program or f"{algorithm_name(args_class)}.py"
-    words = [str(int(float(word))) if re.fullmatch(r"\d+(\.\d+)?e\d+", word) else word for word in argv]  # 1e6
+    words = [_without_exponent(word) for word in argv]
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -221,6 +221,13 @@ def command_line(args_class: type, argv: Sequence[str], default: Any = None, pro
         hint = f"did you mean {close[0]}?" if close else f"see {program} --help."
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
     return args_class(**{name: x for group in vars(parsed).values() for name, x in vars(group).items()})
+
+
+def _without_exponent(word: str) -> str:
+    """1000000 for 1e6, --steps=1000000 for --steps=1e6, because counts may be written so; anything else as it is."""
+    match = re.fullmatch(r"(--[\w-]+=)?(\d+(?:\.\d+)?e\d{1,2})", word)
+    whole = match and float(match[2]).is_integer()
+    return f"{match[1] or ''}{int(float(match[2]))}" if match and whole else word
 
 
 def _groups(args_class: type, default: Any) -> type:

@@ -110,7 +110,9 @@ def make_user_env(env: str, **kwargs) -> gymnasium.Env:
         try:
             made = gymnasium.make(env, disable_env_checker=True, **kwargs)
         except (gymnasium.error.Error, ImportError) as error:
-            raise UserError(f"--env {env}: {str(error).splitlines()[0].rstrip('.')}.") from None
+            close = difflib.get_close_matches(env, OGBENCH_NAMES, n=1, cutoff=0.8)
+            hint = f"did you mean {close[0]}?" if close else f"{str(error).splitlines()[0].rstrip('.')}."
+            raise UserError(f"--env {env}: {hint}") from None
         space = made.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():
             raise UserError(f"--env {env} takes actions of {space}; continuous ones between bounds are needed.")

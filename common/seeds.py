@@ -16,7 +16,7 @@ from common.signals import signals_end_the_process
 
 def seed_keys(args: Args) -> jax.Array:
     """One PRNG key per seed, (num_seeds, 2)."""
-    return jax.vmap(jax.random.PRNGKey)(args.seed + jnp.arange(args.num_seeds, dtype=jnp.uint32))
+    return jax.vmap(jax.random.PRNGKey)(jnp.uint32(args.seed) + jnp.arange(args.num_seeds, dtype=jnp.uint32))
 
 
 def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
