@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import NAME
 
-from common import plots
+from common import UserError, plots
 from common.datasets import load_dataset
 from common.environments import Bandit, make_ogbench_env
 
@@ -87,5 +87,5 @@ def test_what_cannot_be_drawn_is_a_line(tmp_path, monkeypatch):
     assert plots.draw_run(tmp_path, result("bandit"), Bandit, rollouts, None, said.append) == []
     assert said == ["no curve.png: the disk is full", "no rollouts.png: the disk is full"]
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
+    with pytest.raises(UserError, match="pictures need matplotlib"):
         plots.pyplot()
