@@ -36,8 +36,7 @@ def over_seeds(train_chunk: Callable, state: Any) -> Callable:
 
     One seed runs without that axis, with which XLA copies the parameters at every update of the loop.
     """
-    leaves = jax.tree.leaves(state)
-    if len(leaves[0]) == 1:
+    if len(jax.tree.leaves(state)[0]) == 1:
 
         def alone(state, buffer):
             one = jax.tree.map(lambda x: x[0], state)
