@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -88,16 +89,25 @@ def _run(target: Callable, pipe: Connection, *arguments) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back():
-    """A new process inherits what is held back, so that no Ctrl-C reaches it before it ignores them."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """A new process inherits what is blocked, so that no Ctrl-C reaches it before it ignores them. And this process
+    gives it all that it needs to start before it answers a signal, which a thread of NumPy's may have received."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     resource_tracker.ensure_running()  # it starts with the first process, and would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in received:
+            handler = handlers[signal.Signals(number)]
+            handler(number, None) if callable(handler) else signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ COMPILATION = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Before JAX is imported; the workers and the scripts that tests start inherit it.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    # Before JAX is imported; xdist's workers, the scripts and the pytest that tests start inherit it.
     os.environ |= COMPILATION | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
 
 from helpers import SCRIPTS, launch, maze_flags, write_pointmaze  # noqa: E402
@@ -29,7 +30,7 @@ from common import cli  # noqa: E402
 
 
 def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
+    if OWN_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
