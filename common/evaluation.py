@@ -8,6 +8,7 @@ the result. Workers need NumPy and MuJoCo only; JAX is imported where the policy
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,17 +24,29 @@ MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes
 INFO = ("success", "support")  # what an environment may report at the end of an episode, besides return and length
 
 
+def overlaps_training() -> bool:
+    """Whether evaluations run beside training: where an accelerator trains, the host is free. On a CPU both would share
+    the cores."""
+    import jax  # not at the top: the workers import this module
+
+    return jax.default_backend() != "cpu"
+
+
 class Evaluator:
     """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. A context manager: leaving it ends the
     workers, and they end by themselves when this process dies.
+
+    The policy runs on the host's CPU, with a copy of the state, so that training can go on meanwhile and the result is
+    the same whether it does or not.
 
     make_env makes one environment, and can be sent to another process; act(state, observations (B, S), key) -> actions
     (B, A), and `state` has a leading axis of seeds. Raises UserError if --capture-video cannot film here.
     """
 
     def __init__(self, args: Args, make_env: Callable[..., gymnasium.Env], act: Callable):
-        import jax  # not at the top: the workers import this module
+        import jax  # as above
 
+        self.device, self.thread = jax.local_devices(backend="cpu")[0], ThreadPoolExecutor(1)
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.episodes, self.progress, self.make_env = args.eval_episodes, args.progress, make_env
         self.film_at = args.steps if args.capture_video else None
@@ -56,14 +69,26 @@ class Evaluator:
 
     def __exit__(self, *_):
         self.workers.__exit__()
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
-    def __call__(self, state: Any, step: int, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
-        """Results at training step `step`: arrays (seeds, episodes) named success, return, length and support (where
-        the environment reports it); `paths`, the xy positions of each episode of the first seed; `film`, frames of its
-        first episode after the last step with --capture-video. None if `stopping()` became true on the way.
+    def __call__(self, state: Any, step: int, stopping: Callable[[], bool] = lambda: False) -> Future:
+        """The future of the results at training step `step`: arrays (seeds, episodes) named success, return, length and
+        support (where the environment reports it); `paths`, the xy positions of each episode of the first seed; `film`,
+        frames of its first episode after the last step with --capture-video.
 
-        Raises RuntimeError with the worker's traceback if an environment fails, UserError if a worker was killed.
+        If `stopping()` is true, or becomes true while training waits for the evaluation, the result is None. result()
+        raises RuntimeError with the worker's traceback if an environment fails, UserError if a worker was killed.
         """
+        import jax  # as above
+
+        if overlaps_training() and not stopping():
+            copy = jax.device_put(state, self.device, may_alias=False)  # training reuses the memory of `state`
+            return self.thread.submit(self._play, copy, step, lambda: False)
+        done: Future = Future()
+        done.set_result(self._play(state, step, stopping))
+        return done
+
+    def _play(self, state: Any, step: int, stopping: Callable[[], bool]) -> dict[str, Any] | None:
         keys = self._episode_keys(step)  # (seeds, episodes, 2)
         queues = [list(range(lane, self.episodes, self.lanes)) for _ in self.seeds for lane in range(self.lanes)]
         owner = np.repeat(np.arange(len(self.seeds)), self.lanes)  # lane -> seed

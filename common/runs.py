@@ -20,6 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class Run:
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.columns = ["step", "seed", *(f"eval/{x}" for x in EVALUATED), *metrics, "charts/updates_per_second"]
         self.rollouts: dict[str, Any] = {"paths": [], "film": None}  # of the last evaluation, for the pictures
+        self.playing: list[tuple[int, Future]] = []  # at most one evaluation on its way, and its step
         with contextlib.ExitStack() as files:
             self.signals = Signals()
             files.callback(self.signals.close)
@@ -124,6 +126,7 @@ class Run:
 
         name, config = self.directory.name, cli.read_config(self.directory)
         tracker = wandb.init(project="offline-rl-jax", id=name, name=name, resume="allow", config=config)
+        tracker.define_metric("*", step_metric="step")  # of its own, because an evaluation may come late
         files.callback(tracker.finish)
         return tracker
 
@@ -174,39 +177,53 @@ class Run:
             if not np.isfinite(values).all():
                 seed = self.seeds[int(np.flatnonzero(~np.isfinite(values))[0])]
                 raise UserError(f"{name} of seed {seed} is not finite at step {self.step:,}.")
-        self._write(metrics | {"charts/updates_per_second": np.full(len(self.seeds), self.interval / seconds)})
+        speed = np.full(len(self.seeds), self.interval / seconds)
+        self._write(self.step, metrics | {"charts/updates_per_second": speed})
+        self._log_played(wait=False)
         self.bar.update(self.interval)
 
     def evaluation_due(self) -> bool:
         """Whether this step is to be evaluated and has not been."""
-        done = any(evaluation["step"] == self.step for evaluation in self.done.evaluations)
-        return not done and (self.step % self.args.eval_every == 0 or self.step >= self.args.steps)
+        begun = [evaluation["step"] for evaluation in self.done.evaluations] + [step for step, _ in self.playing]
+        return self.step not in begun and (self.step % self.args.eval_every == 0 or self.step >= self.args.steps)
 
-    def log_evaluation(self, results: dict[str, Any] | None) -> None:
-        """Logs what an Evaluator returned (nothing if it was stopped on the way)."""
-        if results is None:
+    def log_evaluation(self, results: Future) -> None:
+        """Logs what an Evaluator promises for this step, as soon as it is there and before a checkpoint is written.
+
+        Raises what the evaluation raised, here or at a later call.
+        """
+        self._log_played(wait=True)
+        self.playing = [(self.step, results)]
+        self._log_played(wait=False)
+
+    def _log_played(self, wait: bool) -> None:
+        if not self.playing or not (wait or self.playing[0][1].done()):
+            return
+        step, future = self.playing.pop()
+        results = future.result()
+        if results is None:  # stopped on the way
             return
         if self.dataset.reference:
             results |= {"normalized": d4rl.normalized(results["return"], self.dataset.reference)}
         self.rollouts = results
         means = {name: results[name].mean(axis=1) for name in EVALUATED if name in results}
-        self.done.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
-        self._write({f"eval/{name}": x for name, x in means.items()})
+        self.done.evaluations.append({"step": step} | {name: x.tolist() for name, x in means.items()})
+        self._write(step, {f"eval/{name}": x for name, x in means.items()})
         shown = "  ".join(f"{name} {' '.join(f'{x:.3g}' for x in values)}" for name, values in means.items())
         speed = f"  {self.done.updates_per_second:,.0f} updates/s" if self.done.updates else ""
-        say(f"step {self.step:>9,}  {shown}{speed}")
+        say(f"step {step:>9,}  {shown}{speed}")
 
-    def _write(self, metrics: dict[str, np.ndarray]) -> None:
+    def _write(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         rows = csv.DictWriter(self.csv, self.columns)
         try:
             for i, (seed, writer) in enumerate(zip(self.seeds, self.writers)):
                 values = {name: float(x[i]) for name, x in metrics.items()}
-                rows.writerow({"step": self.step, "seed": seed} | values)
+                rows.writerow({"step": step, "seed": seed} | values)
                 for name, value in values.items():
-                    writer.add_scalar(name, value, self.step)
+                    writer.add_scalar(name, value, step)
                 if self.tracker:  # one curve per seed, not their mixture
                     prefix = f"seed{seed}/" if len(self.seeds) > 1 else ""
-                    self.tracker.log({prefix + name: value for name, value in values.items()}, step=self.step)
+                    self.tracker.log({"step": step} | {prefix + name: value for name, value in values.items()})
             self.csv.flush()
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
@@ -220,6 +237,7 @@ class Run:
 
         Raises UserError if parameters are not finite or the disk is full.
         """
+        self._log_played(wait=True)  # a resume would neither repeat it nor know its result
         try:
             self.csv.flush()
             os.fsync(self.csv.fileno())  # the checkpoint counts on these rows
@@ -236,6 +254,7 @@ class Run:
     def finish(self, state: Any) -> Path:
         """Ends the run: saves, and either writes result.json and the pictures, or, after a signal, says how to go on
         and exits with 128 + the signal's number. Returns the directory."""
+        self._log_played(wait=True)
         number = self.signals.number
         if number and not (self.args.resume or self.done.evaluations):
             shutil.rmtree(self.directory)

@@ -15,7 +15,7 @@ import pytest
 from helpers import NAME, ROOT, alive, wait_for
 
 import driftql
-from common import UserError
+from common import UserError, evaluation
 from common.environments import make_ogbench_env
 from common.evaluation import Evaluator
 
@@ -69,7 +69,7 @@ def test_success_return_and_length_of_each_episode():
     args = driftql.Args(env="bandit", eval_episodes=40, num_seeds=2, progress=False)
     act = lambda state, observations, key: state + 0.01 * observations  # noqa: E731
     with Evaluator(args, Recorder, act) as evaluate:
-        results = evaluate(jnp.array([0.0, 0.5]), 0)
+        results = evaluate(jnp.array([0.0, 0.5]), 0).result()
     assert results["success"].shape == (2, 40)
     assert 0.2 < results["success"].mean() < 0.8
     for i, offset in enumerate((0.0, 0.5)):
@@ -87,7 +87,7 @@ def test_the_noise_of_actions_is_drawn_anew_at_every_step():
     for seed in (4, 5):  # paths are those of the first seed
         with Evaluator(dataclasses.replace(args, seed=seed), Listener, act) as evaluate:
             for step in (0, 100):
-                results = evaluate(jnp.zeros(2), step)
+                results = evaluate(jnp.zeros(2), step).result()
                 assert [len(path) for path in results["paths"]] == results["length"][0].tolist()
                 drawn += [path[:, 0] for path in results["paths"]]
     everything = np.concatenate(drawn)
@@ -102,7 +102,7 @@ def test_result_does_not_depend_on_the_number_of_workers():
         args = maze_args(eval_workers=workers, num_seeds=2, eval_episodes=5)
         make_env = functools.partial(make_ogbench_env, "pointmaze-teleport-navigate", 1)
         with Evaluator(args, make_env, noisy_act) as evaluate:
-            results.append(evaluate(jnp.array([0.1, 0.3]), 1000))
+            results.append(evaluate(jnp.array([0.1, 0.3]), 1000).result())
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, results[0], other)
 
@@ -111,13 +111,13 @@ def test_episodes_are_seeded_by_seed_evaluation_and_episode():
     make_env = functools.partial(make_ogbench_env, NAME, 1)
     with Evaluator(maze_args(num_seeds=2), make_env, noisy_act) as evaluate:
         state = jnp.zeros(2)
-        first, again, later = evaluate(state, 0), evaluate(state, 0), evaluate(state, 100)
+        first, again, later = (evaluate(state, step).result() for step in (0, 0, 100))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     starts = {tuple(path[0]) for path in first["paths"]}
     assert len(starts) == 7  # episodes differ
     assert not starts & {tuple(path[0]) for path in later["paths"]}  # evaluations differ
     with Evaluator(maze_args(seed=1), make_env, noisy_act) as evaluate:
-        alone = evaluate(jnp.zeros(1), 0)
+        alone = evaluate(jnp.zeros(1), 0).result()
     # the second of two seeds plays what that seed plays alone, and not what the first one plays
     np.testing.assert_array_equal(alone["return"][0], first["return"][1])
     assert not starts & {tuple(path[0]) for path in alone["paths"]}
@@ -128,16 +128,31 @@ def test_evaluation_can_be_stopped_on_the_way_and_used_again():
     act = lambda state, observations, key: state + 0 * observations  # noqa: E731
     with Evaluator(args, Recorder, act) as evaluate:
         calls = iter([False, False, True])
-        assert evaluate(jnp.zeros(1), 0, stopping=lambda: next(calls)) is None
-        assert evaluate(jnp.zeros(1), 0)["length"].shape == (1, 20)
+        assert evaluate(jnp.zeros(1), 0, stopping=lambda: next(calls)).result() is None
+        assert evaluate(jnp.zeros(1), 0).result()["length"].shape == (1, 20)
 
 
-def test_a_failing_environment_is_reported_with_its_traceback():
+def test_beside_training_the_result_is_the_same(monkeypatch):
+    """Bit for bit, though training has reused the memory of the state by then."""
+    args = driftql.Args(env="bandit", eval_episodes=20, num_seeds=2, progress=False)
+    with Evaluator(args, Recorder, noisy_act) as evaluate:
+        state = jnp.array([0.1, 0.3])
+        before = evaluate(state, 100).result()
+        monkeypatch.setattr(evaluation, "overlaps_training", lambda: True)
+        calls = iter([False, True, True])  # once begun, it is not stopped: training does not wait for it
+        future = evaluate(state, 100, stopping=lambda: next(calls))
+        state.delete()
+        jax.tree.map(np.testing.assert_array_equal, before, future.result())
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_failing_environment_is_reported_with_its_traceback(overlap, monkeypatch):
+    monkeypatch.setattr(evaluation, "overlaps_training", lambda: overlap)
     args = driftql.Args(env="bandit", eval_episodes=4, progress=False)
     act = lambda state, observations, key: observations  # noqa: E731
     with Evaluator(args, Failing, act) as evaluate:
         with pytest.raises(RuntimeError, match="the simulation blew up"):
-            evaluate(jnp.zeros(1), 0)
+            evaluate(jnp.zeros(1), 0).result()
         workers = evaluate.workers.processes
     assert not any(worker.is_alive() for worker in workers)
 

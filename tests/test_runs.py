@@ -4,12 +4,15 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from importlib import import_module
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,13 +26,14 @@ from helpers import (
     metrics_of,
     result_of,
     start,
+    state_of,
     tiny_args,
     tiny_flags,
     wait_for,
 )  # fmt: skip
 
 import driftql
-from common import UserError, checkpoints, cli
+from common import UserError, checkpoints, cli, evaluation
 from common.datasets import load_dataset
 from common.results import make_result
 from common.runs import Progress, Run
@@ -37,10 +41,16 @@ from common.runs import Progress, Run
 METRICS = ["losses/critic"]
 
 
-def evaluation(*values, episodes=2):
+def played(*values, episodes=2):
     """What an Evaluator returns, one value per seed."""
     success = np.repeat(np.array(values, float)[:, None], episodes, axis=1)
     return {"success": success, "return": 10 * success, "length": success, "paths": [], "film": None}
+
+
+def promised(results) -> Future:
+    future: Future = Future()
+    future.set_result(results)
+    return future
 
 
 def interval(*values):
@@ -92,7 +102,7 @@ def test_a_run_by_hand(tmp_path, capsys):
     with Run(args, load_dataset("bandit"), METRICS) as run:
         assert run.restore(state) is state
         assert run.evaluation_due()
-        run.log_evaluation(evaluation(0.0, 0.5))
+        run.log_evaluation(promised(played(0.0, 0.5)))
         assert not run.evaluation_due()
         run.log(*interval(1.0, 2.0))
         assert (run.step, run.save_due(), run.evaluation_due()) == (10, True, False)
@@ -100,9 +110,9 @@ def test_a_run_by_hand(tmp_path, capsys):
         assert not run.save_due()
         run.log(*interval(3.0, 4.0))
         assert run.evaluation_due()
-        run.log_evaluation(None)  # stopped on the way
+        run.log_evaluation(promised(None))  # stopped on the way
         assert run.evaluation_due()
-        run.log_evaluation(evaluation(0.5, 1.0))
+        run.log_evaluation(promised(played(0.5, 1.0)))
         assert not run.stopping()
         directory = run.finish(state)
     shown = [(row["step"], row["seed"], row["losses/critic"], row["eval/success"]) for row in metrics_of(directory)]
@@ -119,6 +129,48 @@ def test_a_run_by_hand(tmp_path, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("success"))
     assert "0.75 at the last evaluation" in line
     assert "score 0.75 +- 0.25 (mean success of the last 1 evaluations, 2 seeds)" in line
+
+
+def test_training_goes_on_during_an_evaluation(tmp_path, monkeypatch):
+    """As on an accelerator: nothing differs but the order of rows, and a stop loses and repeats no evaluation."""
+    args = tiny_args(driftql, steps=300, eval_every=100, save_every=300, runs_dir=str(tmp_path))
+    foreground = driftql.main(args)
+
+    logged, real_log, real_play = [], Run.log, evaluation.Evaluator._play
+
+    def log(run, *given):
+        real_log(run, *given)
+        logged.append(run.step)
+
+    def play(evaluator, state, step, stopping):
+        if step < args.steps and not stopping():
+            wait_for(lambda: logged and logged[-1] > step)  # in vain, if training waited for the evaluation
+        if step == 100 and stop:
+            signal.raise_signal(signal.SIGINT)
+        return real_play(evaluator, state, step, stopping)
+
+    monkeypatch.setattr(evaluation, "overlaps_training", lambda: True)
+    monkeypatch.setattr(evaluation.Evaluator, "_play", play)
+    monkeypatch.setattr(Run, "log", log)
+    stop = False
+    whole = driftql.main(args)
+    logged.clear()
+    assert metrics_of(whole) != metrics_of(foreground)
+    assert sorted(map(str, metrics_of(whole))) == sorted(map(str, metrics_of(foreground)))
+
+    stop = True
+    with pytest.raises(SystemExit) as stopped:
+        driftql.main(args)
+    assert stopped.value.code == 130
+    (directory,) = set(tmp_path.iterdir()) - {whole, foreground}
+    assert [x["step"] for x in json.loads(checkpoints.load(directory)["evaluations"])] == [0, 100]
+    stop = False
+    logged.clear()
+    driftql.main(dataclasses.replace(args, resume=str(directory)))
+    assert sorted(map(str, metrics_of(directory))) == sorted(map(str, metrics_of(foreground)))
+    for other in (whole, directory):
+        assert result_of(other)["evaluations"] == result_of(foreground)["evaluations"]
+        jax.tree.map(np.testing.assert_array_equal, state_of(other), state_of(foreground))
 
 
 def test_score_is_the_mean_of_the_last_three_evaluations_on_ogbench(data_dir):

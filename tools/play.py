@@ -98,7 +98,7 @@ def play(args: Args) -> dict[str, Any]:
         eval_episodes=args.episodes or policies[0].args.eval_episodes, eval_workers=args.workers,
     )  # fmt: skip
     with Evaluator(settings, make_env, agent.act) as evaluate:
-        results = evaluate(state, step)
+        results = evaluate(state, step).result()
     assert results is not None  # nobody asks for a stop
     if known := d4rl.resolve(name, suggest=False):
         results["normalized"] = d4rl.normalized(results["return"], d4rl.TASKS[known[0]].reference)
