@@ -20,8 +20,11 @@ def seed_keys(args: Args) -> jax.Array:
 
 
 def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
-    """With several devices, and seeds that divide evenly among them: the seeds spread, the dataset on each of them."""
+    """With several devices, and seeds that divide evenly among them: the seeds spread, the dataset on each of them.
+    Otherwise everything on the first device."""
     devices, num_seeds = jax.devices(), len(jax.tree.leaves(state)[0])
+    if num_seeds % len(devices):
+        say(f"NOTE    {num_seeds} seeds cannot be shared evenly by {len(devices)} devices; only the first one works")
     if len(devices) == 1 or num_seeds % len(devices):
         return state, buffer
     mesh = jax.sharding.Mesh(devices, ("seeds",))
