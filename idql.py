@@ -348,7 +348,7 @@ def main(args: Args) -> Path:
 
     with Evaluator(args, dataset.make_env, agent.act) as evaluate:
         # A leading axis of seeds everywhere; the dataset is shared.
-        state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+        state, buffer = place(jax.jit(jax.vmap(agent.init))(seed_keys(args)), make_buffer(dataset, args.batch_size))
         train, metric_names = compile_over_seeds(train_interval, state, buffer)
         with Run(args, dataset, metric_names) as run:
             state = run.restore(state)

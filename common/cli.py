@@ -172,6 +172,9 @@ def prepare(args: A) -> A:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
+        # Small programs too: there are dozens of them, half of what a second start would wait for.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     args = args if args.log_every is not None else _with_log_interval(args)
     args.check()
     return args

@@ -11,7 +11,6 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
 import gymnasium
-import mujoco
 import numpy as np
 
 from common import UserError
@@ -53,6 +52,8 @@ def make_env(task: str, source: str, steps: int, **kwargs) -> gymnasium.Env:
 
 def _make_locomotion(robot: str, **kwargs) -> gymnasium.Env:
     """gymnasium's v4 pays and ends as D4RL's. v5 pays 1 less where the robot falls, and has another Walker2d."""
+    import mujoco  # a third of a second, for this family alone
+
     mujoco.set_mju_user_warning(lambda message: None)  # of an old word in a model, which writes a log file to ./
     try:
         return gymnasium.make({"halfcheetah": "HalfCheetah"}.get(robot, robot.capitalize()) + "-v4", **kwargs)

@@ -3,13 +3,13 @@ this."""
 
 import contextlib
 import difflib
+import importlib.metadata
 import re
 import tempfile
 import warnings
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 
 from common import UserError
@@ -156,8 +156,9 @@ def restore_contact_margins(env: Any) -> None:
         env.unwrapped.model.geom_margin[:] /= 2
 
 
-MARGINS_ADD_UP = tuple(int(part) for part in mujoco.__version__.split(".")[:2]) >= (3, 5)
-PHYSICS = {"mujoco": mujoco.__version__, "geom_margin": "halved" if MARGINS_ADD_UP else "as in the model"}
+MUJOCO = importlib.metadata.version("mujoco")  # without the import, which takes as long as all else here
+MARGINS_ADD_UP = tuple(int(part) for part in MUJOCO.split(".")[:2]) >= (3, 5)
+PHYSICS = {"mujoco": MUJOCO, "geom_margin": "halved" if MARGINS_ADD_UP else "as in the model"}
 
 
 @contextlib.contextmanager

@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from tqdm import tqdm
 
 from common import UserError
-from common.cli import Args
 from common.workers import Workers, receive, send, usable_cores
+
+if TYPE_CHECKING:
+    from common.cli import Args  # and with it what a worker does not need
 
 MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes 200 MB
 INFO = ("success", "support")  # what an environment may report at the end of an episode, besides return and length
@@ -43,7 +45,7 @@ class Evaluator:
     (B, A), and `state` has a leading axis of seeds. Raises UserError if --capture-video cannot film here.
     """
 
-    def __init__(self, args: Args, make_env: Callable[..., gymnasium.Env], act: Callable):
+    def __init__(self, args: "Args", make_env: Callable[..., gymnasium.Env], act: Callable):
         import jax  # as above
 
         self.device, self.thread = jax.local_devices(backend="cpu")[0], ThreadPoolExecutor(1)
@@ -58,7 +60,13 @@ class Evaluator:
         def act_one(state, observation, key, tick):
             return act(state, observation[None], jax.random.fold_in(key, tick))[0]
 
+        def key(seed, step, episode):
+            # The first number keeps these apart from the training keys, which are split from the same seed.
+            stream = jax.random.fold_in(jax.random.PRNGKey(seed), 0x6576616C)
+            return jax.random.fold_in(jax.random.fold_in(stream, step), episode)
+
         self.act = jax.jit(jax.vmap(jax.vmap(act_one, in_axes=(None, 0, 0, 0))))
+        self.keys = jax.jit(jax.vmap(jax.vmap(key, in_axes=(None, None, 0)), in_axes=(0, None, None)))
         total = self.lanes * len(self.seeds)
         num_workers = min(args.eval_workers or usable_cores(), total)
         self.slices = [slice(x[0], x[-1] + 1) for x in np.array_split(np.arange(total), num_workers)]
@@ -89,7 +97,7 @@ class Evaluator:
         return done
 
     def _play(self, state: Any, step: int, stopping: Callable[[], bool]) -> dict[str, Any] | None:
-        keys = self._episode_keys(step)  # (seeds, episodes, 2)
+        keys = np.asarray(self.keys(np.array(self.seeds), step, np.arange(self.episodes)))  # (seeds, episodes, 2)
         queues = [list(range(lane, self.episodes, self.lanes)) for _ in self.seeds for lane in range(self.lanes)]
         owner = np.repeat(np.arange(len(self.seeds)), self.lanes)  # lane -> seed
         environment_seeds = [
@@ -148,17 +156,6 @@ class Evaluator:
         for pipe, message in zip(self.workers.pipes, messages):
             send(pipe, message)
         return [receive(pipe) for pipe in self.workers.pipes]
-
-    def _episode_keys(self, step: int) -> np.ndarray:
-        import jax  # as above
-
-        def key(seed, episode):
-            # The first number keeps these apart from the training keys, which are split from the same seed.
-            stream = jax.random.fold_in(jax.random.PRNGKey(seed), 0x6576616C)
-            return jax.random.fold_in(jax.random.fold_in(stream, step), episode)
-
-        keys = jax.vmap(lambda seed: jax.vmap(lambda e: key(seed, e))(np.arange(self.episodes)))
-        return np.asarray(keys(np.array(self.seeds)))
 
 
 def environment_seed(seed: int, step: int, episode: int) -> int:

@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("helpers", "parity")
 
 COMPILATION = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, which is most of what tests do; the same numbers
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import Failing, Listener, Recorder
 from helpers import NAME, ROOT, alive, wait_for
 
 import driftql
@@ -28,41 +28,6 @@ def noisy_act(state, observations, key):
 def maze_args(**changes):
     defaults = {"env": NAME, "eval_episodes": 7, "progress": False}
     return driftql.Args(**(defaults | changes))
-
-
-class Recorder(gymnasium.Env):
-    """Ten steps; the reward is the action, the observation counts the steps, success comes in odd episodes."""
-
-    observation_space = gymnasium.spaces.Box(-1, 100, (1,), np.float32)
-    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        self.t, self.odd = 0, seed % 2
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.t += 1
-        done = self.t == 10 or (self.odd and self.t == 4)
-        return (
-            np.full(1, self.t, np.float32),
-            float(action[0]),
-            bool(self.odd and done),
-            done,
-            {"success": bool(self.odd)},
-        )
-
-
-class Listener(Recorder):
-    """Reports each action that it gets as its position, so that the evaluation hands it on."""
-
-    def step(self, action):
-        *rest, info = super().step(action)
-        return *rest, info | {"xy": np.array([action[0], self.t])}
-
-
-class Failing(Recorder):
-    def step(self, action):
-        raise FloatingPointError("the simulation blew up")
 
 
 def test_success_return_and_length_of_each_episode():
@@ -174,7 +139,7 @@ sys.path.insert(0, os.path.join(sys.argv[1], "tests"))
 import jax.numpy as jnp
 import driftql
 from common.evaluation import Evaluator
-from test_evaluation import Recorder
+from fakes import Recorder
 args = driftql.Args(env="bandit", eval_episodes=4, eval_workers=2, progress=False)
 with Evaluator(args, Recorder, lambda state, observations, key: observations) as evaluate:
     evaluate(jnp.zeros(1), 0)

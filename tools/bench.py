@@ -86,7 +86,7 @@ def make_scan(script: ModuleType, agent: Any, args: Any, dataset: Dataset, num_u
     def train_interval(state, buffer):
         return script.train_chunk(agent, state, buffer, args.batch_size, num_updates)
 
-    state, buffer = place(jax.vmap(agent.init)(seed_keys(args)), make_buffer(dataset, args.batch_size))
+    state, buffer = place(jax.jit(jax.vmap(agent.init))(seed_keys(args)), make_buffer(dataset, args.batch_size))
     train, _ = compile_over_seeds(train_interval, state, buffer)
     held = [state]
 
