@@ -57,6 +57,11 @@ def maze_flags(data_dir: Path, runs_dir: Path) -> list[str]:
     return [*flags, "--data-dir", str(data_dir), "--runs-dir", str(runs_dir)]
 
 
+def compiled(agent):
+    """The agent with each function as one program: operations one by one are compiled one by one, for seconds."""
+    return agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update), act=jax.jit(agent.act))
+
+
 def launch(script, *argv) -> Path:
     """What the command line does, in this process; returns the run's directory."""
     with mock.patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, argv)]):

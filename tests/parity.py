@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -90,7 +91,7 @@ def check_agent_step(script, args, case, layout, metric_names):
     layout(prefix) -> the script's `params`, filled with the fixture's arrays of that prefix;
     metric_names: the script's -> the fixture's, besides those of the critic and the total.
     """
-    agent = script.make_agent(args, int(case["obs_dim"]), int(case["action_dim"]))
+    agent = compiled(script.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
     params, target = layout("param"), critic_params(case, "param.target_critic")
     state = agent.init(jax.random.PRNGKey(0))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)

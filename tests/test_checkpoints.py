@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SCRIPTS, launch, tiny_args, tiny_flags
+from helpers import SCRIPTS, compiled, launch, tiny_args, tiny_flags
 
 import driftql
 from common import UserError, checkpoints, seeds
@@ -17,7 +17,7 @@ from common import UserError, checkpoints, seeds
 
 def saved_state(num_seeds=1, **changes):
     args = tiny_args(driftql, hidden_dims=(8,), num_seeds=num_seeds, **changes)
-    return jax.jit(jax.vmap(driftql.make_agent(args, 1, 2).init))(seeds.seed_keys(args))
+    return jax.jit(jax.vmap(compiled(driftql.make_agent(args, 1, 2)).init))(seeds.seed_keys(args))
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -99,7 +99,7 @@ def test_a_policy_acts_as_its_run_does(name, tmp_path):
     """Of each seed of a checkpoint that was saved by hand: what the agent gives with the same state and key."""
     script = import_module(name)
     args = tiny_args(script, seed=3, num_seeds=2, hidden_dims=(8,))
-    agent = script.make_agent(args, 3, 2)
+    agent = compiled(script.make_agent(args, 3, 2))
     states = jax.jit(jax.vmap(agent.init))(seeds.seed_keys(args))
     checkpoints.save(tmp_path, states, {"step": 40})
     dataset = {"sha256": None, "observation_dim": 3, "action_dim": 2}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import compiled
 from parity import assert_close, assert_same_mean, assert_same_spread, assert_trees_close, cases
 
 import diffusion_ql
@@ -89,7 +90,7 @@ def make(**changes):
     settings = {"eta": 3.0, "learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "lr_decay": False}
     sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "grad_norm": 1e9}
     args = diffusion_ql.Args(**{**settings, **sizes, **changes})
-    agent = diffusion_ql.make_agent(args, OBSERVATION_DIM, ACTION_DIM)
+    agent = compiled(diffusion_ql.make_agent(args, OBSERVATION_DIM, ACTION_DIM))
     init = jax.jit(agent.init)
     state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
     state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
@@ -314,7 +315,7 @@ def test_acting_uses_the_online_actor_and_the_target_critic():
 
 
 def test_networks_have_the_papers_shapes():
-    agent = diffusion_ql.make_agent(diffusion_ql.Args(), 29, 8)
+    agent = compiled(diffusion_ql.make_agent(diffusion_ql.Args(), 29, 8))
     shapes = jax.eval_shape(agent.init, jax.random.PRNGKey(0)).params
     kernels = lambda tree: [tree[f"Dense_{i}"]["kernel"].shape for i in range(len(tree))]  # noqa: E731
     actor, critic = shapes["actor"]["params"], shapes["critic"]["params"]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_dataset
+from helpers import compiled, make_dataset
 from parity import assert_close, cases, check_agent_step, check_td_loss, critic_params, mlp_params, shared_args
 from test_learning import train
 
@@ -29,7 +29,7 @@ def test_drift_field_has_finite_gradients(case):
         drift, _, _ = driftql.drift_field(candidates, case["action"], float(case["temp"]), str(case["kernel"]))
         return jnp.sum(drift**2)
 
-    assert np.isfinite(jax.grad(total)(case["gen"])).all()
+    assert np.isfinite(jax.jit(jax.grad(total))(case["gen"])).all()
 
 
 @pytest.mark.parametrize("case", cases("drift_loss"))
@@ -95,7 +95,7 @@ def test_repulsion_keeps_the_candidates_apart():
 def test_the_actor_s_noise_has_the_dimension_that_was_asked_for():
     """Also where it is larger than the action's, or smaller; none given, it is the action's."""
     for noise_dim, expected in ((None, 2), (1, 1), (7, 7)):
-        agent = driftql.make_agent(driftql.Args(hidden_dims=(4,), noise_dim=noise_dim), 3, 2)
+        agent = compiled(driftql.make_agent(driftql.Args(hidden_dims=(4,), noise_dim=noise_dim), 3, 2))
         state = agent.init(jax.random.PRNGKey(0))
         kernel = state.params["actor"]["params"]["Dense_0"]["kernel"]
         assert kernel.shape == (3 + expected, 4)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled
 from parity import (
     assert_close,
     assert_trees_close,
@@ -121,7 +122,7 @@ def test_a_whole_update_matches_the_authors(case):
 def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
     """The update evaluates critic and gradient for the winners only; here all K are, with the same random numbers."""
     args, layout = agent_step(case)
-    agent = drol.make_agent(args, int(case["obs_dim"]), int(case["action_dim"]))
+    agent = compiled(drol.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
     params, target = layout("param"), critic_params(case, "param.target_critic")
     state = agent.init(jax.random.PRNGKey(0))._replace(params=params, target_critic=target)
     batch = {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
@@ -161,7 +162,7 @@ def linear_actor(input_rows, num_inputs, action_dim, scale):
 def test_acting_draws_its_latents_from_the_ball():
     """And so do the next actions of the TD target and the candidates: seen through an actor that shows its latent."""
     dim = 3
-    agent = drol.make_agent(drol.Args(hidden_dims=(dim,), num_candidates=2), 2, dim)
+    agent = compiled(drol.make_agent(drol.Args(hidden_dims=(dim,), num_candidates=2), 2, dim))
     state = agent.init(jax.random.PRNGKey(0))
     state = state._replace(params=state.params | {"actor": linear_actor([2, 3, 4], 5, dim, 0.1)})
     latents = 10 * np.asarray(agent.act(state, jnp.ones((20_000, 2)), jax.random.PRNGKey(1)))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled
 from parity import assert_close, cases, check_agent_step, check_td_loss, critic_params, mlp_params, shared_args
 
 import fql
@@ -88,7 +89,7 @@ def test_flow_steps_changes_the_distillation_and_nothing_else():
     batch |= {"next_observations": batch["observations"], "masks": jnp.ones(8)}
     metrics = []
     for flow_steps in (1, 10):
-        agent = fql.make_agent(fql.Args(hidden_dims=(8,), batch_size=8, flow_steps=flow_steps), 3, 2)
+        agent = compiled(fql.make_agent(fql.Args(hidden_dims=(8,), batch_size=8, flow_steps=flow_steps), 3, 2))
         metrics.append(jax.jit(agent.update)(agent.init(jax.random.PRNGKey(0)), batch)[1])
     one, ten = metrics
     assert abs(one["losses/distill"] - ten["losses/distill"]) > 1e-4
@@ -99,7 +100,7 @@ def test_flow_steps_changes_the_distillation_and_nothing_else():
 def test_the_flow_reproduces_the_data():
     """Behaviour alone, two modes: the flow carries noise to both, and so does the one-step policy that imitates it."""
     args = fql.Args(hidden_dims=(32, 32), batch_size=128, learning_rate=3e-3, alpha=100.0)
-    agent = fql.make_agent(args, 1, 1)
+    agent = compiled(fql.make_agent(args, 1, 1))
 
     @jax.jit
     def train(state):

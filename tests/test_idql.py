@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import compiled
 from parity import assert_close, assert_same_mean, assert_same_spread, assert_trees_close, cases
 
 import diffusion_ql
@@ -106,7 +107,7 @@ def make(**changes):
     settings = {"learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "actor_target_rate": 0.2, "expectile": 0.8}
     sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "critic_batch_size": CRITIC_BATCH}
     args = idql.Args(**{**settings, **sizes, **changes})
-    agent = idql.make_agent(args, OBSERVATION_DIM, ACTION_DIM)
+    agent = compiled(idql.make_agent(args, OBSERVATION_DIM, ACTION_DIM))
     init = jax.jit(agent.init)
     state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
     state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
@@ -341,7 +342,7 @@ def test_acting_uses_the_target_actor_and_the_target_critic():
 
 
 def test_networks_have_the_papers_shapes():
-    agent = idql.make_agent(idql.Args(), 29, 8)
+    agent = compiled(idql.make_agent(idql.Args(), 29, 8))
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(agent.init, jax.random.PRNGKey(0)).params)
     kernels = lambda tree: [tree[f"Dense_{i}"]["kernel"] for i in range(9) if f"Dense_{i}" in tree]  # noqa: E731
     actor = shapes["actor"]["params"]
@@ -351,7 +352,7 @@ def test_networks_have_the_papers_shapes():
     assert kernels(actor) == [(8 + 29 + 128, 256), *blocks, (256, 8)]
     assert kernels(shapes["critic"]["params"]["VmapMLP_0"]) == [(2, 37, 256), (2, 256, 256), (2, 256, 1)]
     assert kernels(shapes["value"]["params"]) == [(29, 256), (256, 256), (256, 1)]
-    narrow = idql.make_agent(idql.Args(hidden_dims=(8, 4)), 29, 8)
+    narrow = compiled(idql.make_agent(idql.Args(hidden_dims=(8, 4)), 29, 8))
     actor = jax.eval_shape(narrow.init, jax.random.PRNGKey(0)).params["actor"]["params"]
     assert actor["Dense_0"]["kernel"].shape == (8 + 29 + 128, 8)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, make_dataset
+from helpers import ROOT, compiled, make_dataset
 
 from common.buffers import make_buffer, sample
 
@@ -27,6 +27,14 @@ IMPROVE = {
     "drol": {"bc_coef": 0.1, "num_candidates": 4},
     "diffusion_ql": {"eta": 5.0},
 }
+
+
+@pytest.fixture(autouse=True)
+def optimized():
+    """Thousands of updates: here it is worth while to compile as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def settings_of(script, table, given: str) -> dict:
@@ -48,7 +56,7 @@ def improve(script, pytestconfig):
 def train(script, dataset, steps, **changes):
     """A small agent of this script after so many updates, and its state."""
     args = script.Args(**(SMALL | changes))
-    agent = script.make_agent(args, dataset.observation_dim, dataset.action_dim)
+    agent = compiled(script.make_agent(args, dataset.observation_dim, dataset.action_dim))
     chunk = jax.jit(lambda state, buffer: script.train_chunk(agent, state, buffer, args.batch_size, steps)[0])
     return agent, chunk(agent.init(jax.random.PRNGKey(0)), make_buffer(dataset))
 

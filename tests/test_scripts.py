@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import CHEAP, ROOT, SCRIPTS
+from helpers import CHEAP, ROOT, SCRIPTS, compiled
 
 import driftql
 from common import cli, d4rl
@@ -67,7 +67,7 @@ def problem(request):
     """script, arguments, agent with compiled functions, state, batch: shared by the tests below."""
     script = import_module(request.param)
     args = script.Args(hidden_dims=(8, 8), batch_size=4, **CHEAP[request.param])
-    agent = script.make_agent(args, 5, 2)
+    agent = compiled(script.make_agent(args, 5, 2))
     state = jax.jit(agent.init)(jax.random.PRNGKey(0))
     batch = {
         "observations": jnp.ones((4, 5)),
@@ -113,7 +113,7 @@ def test_every_optimiser_is_adam_with_its_usual_numbers(problem):
     observation where it is zero. There epsilon shows (the moments are tiny), and so does any weight decay."""
     script, args, _, state, batch = problem
     changes = {"learning_rate": 0.1} | ({"lr_decay": False} if hasattr(args, "lr_decay") else {})
-    agent = script.make_agent(dataclasses.replace(args, **changes), 5, 2)
+    agent = compiled(script.make_agent(dataclasses.replace(args, **changes), 5, 2))
     batch = batch | {"observations": jnp.zeros((4, 5)), "next_observations": jnp.zeros((4, 5))}
 
     @jax.jit
@@ -166,7 +166,7 @@ def kernel_kind(script: str, name: str) -> str:
 def test_first_parameters_are_drawn_as_the_authors_do(script):
     """Over many keys, layer by layer: spread and shape of the distribution, biases at zero; ensembles differ inside."""
     width = {"actor_width": 12} if script.__name__ == "idql" else {}
-    agent = script.make_agent(script.Args(hidden_dims=(32, 16), **width), 7, 3)
+    agent = compiled(script.make_agent(script.Args(hidden_dims=(32, 16), **width), 7, 3))
     params = jax.jit(jax.vmap(lambda key: agent.init(key).params))(jax.random.split(jax.random.PRNGKey(0), 100))
     kernels = 0
     for name, x in flax.traverse_util.flatten_dict(params, sep="/").items():
@@ -199,32 +199,45 @@ DRAWS = ("split", "normal", "uniform", "randint", "bernoulli", "categorical", "g
 def test_no_random_key_is_used_twice(problem, monkeypatch):
     """Neither for two draws nor for a draw and a split, in two updates with their batches and in acting. Each draw is
     for all rows of the batch."""
-    script, _, _, state, batch = problem
-    _, args, *_ = problem
+    script, args, _, state, batch = problem
     agent = script.make_agent(args, 5, 2)
-    seen = []
+    seen, keys = [], []
 
     def recorded(name, function):
         def draw(key, *inputs, **options):
             result = function(key, *inputs, **options)
-            seen.append((np.asarray(key).tobytes(), name, np.shape(result)))
+            seen.append((name, np.shape(result)))
+            keys.append(key)
             return result
 
         return draw
+
+    def loop(step, carry, xs=None, length=None, **_):
+        """jax.lax.scan step by step, so that each step's keys are seen."""
+        length, outputs = length or len(jax.tree.leaves(xs)[0]), []
+        for inputs in [jax.tree.map(lambda x, i=i: x[i], xs) for i in range(length)]:
+            carry, output = step(carry, inputs)
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
     rows, acting = 22, 7
     buffer = ReplayBuffer(*(batch[k] for k in ("observations", "actions", "rewards", "masks")), rows=jnp.arange(3))
     for name in DRAWS:
         monkeypatch.setattr(jax.random, name, recorded(name, getattr(jax.random, name)))
-    with jax.disable_jit():
+    monkeypatch.setattr(jax.lax, "scan", loop)
+
+    @jax.jit
+    def keys_of_a_run(state):
         after, _ = script.train_chunk(agent, state, buffer, rows, 2)
         agent.act(after, jnp.ones((acting, 5)), jax.random.PRNGKey(9))
-    keys = [key for key, *_ in seen]
-    twice = [(name, shape) for key, name, shape in seen if keys.count(key) > 1]
+        return keys
+
+    used = [np.asarray(key).tobytes() for key in keys_of_a_run(state)]
+    twice = [what for key, what in zip(used, seen) if used.count(key) > 1]
     assert not twice
-    draws = [(name, shape) for _, name, shape in seen if name != "split" and shape]
+    draws = [(name, shape) for name, shape in seen if name != "split" and shape]
     assert len(draws) >= 5
-    scalars = [name for _, name, shape in seen if name != "split" and not shape]
+    scalars = [name for name, shape in seen if name != "split" and not shape]
     assert scalars == (["bernoulli"] * 2 if script.__name__ == "diffusion_ql" else [])  # the toss of a coin
     assert all({rows, rows // 2, acting} & set(shape) for _, shape in draws), draws  # IDQL's actor learns on halves
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, launch, metrics_of, state_of, tiny_args, tiny_flags
+from helpers import ROOT, compiled, launch, metrics_of, state_of, tiny_args, tiny_flags
 
 import driftql
 from common import seeds
@@ -68,7 +68,7 @@ print(len(state.addressable_shards))
 def trained():
     """Four seeds after 50 updates: state, buffer, metrics."""
     args = tiny_args(driftql, num_seeds=4)
-    agent = driftql.make_agent(args, 1, 2)
+    agent = compiled(driftql.make_agent(args, 1, 2))
     states = jax.jit(jax.vmap(agent.init))(seeds.seed_keys(args))
     state, buffer = seeds.place(states, make_buffer(load_dataset("bandit")))
     chunk = functools.partial(driftql.train_chunk, agent, batch_size=args.batch_size, num_updates=50)
