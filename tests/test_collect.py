@@ -23,7 +23,7 @@ from common.transitions import sha256
 
 TINY = (
     "--no-progress", "--hidden-dims", "8", "8", "--batch-size", "8", "--steps", "20", "--log-every", "10",
-    "--eval-every", "20", "--save-every", "10", "--eval-episodes", "2",
+    "--eval-every", "20", "--save-every", "10", "--eval-episodes", "1", "--eval-workers", "1",
 )  # fmt: skip
 
 

@@ -520,7 +520,7 @@ def record(path: Path, task: str, rows: int = 90) -> Path:
 
 
 SMALL = dict(
-    hidden_dims=(8, 8), batch_size=8, log_every=2, eval_every=2, save_every=2, eval_episodes=2, eval_workers=1,
+    hidden_dims=(8, 8), batch_size=8, log_every=2, eval_every=2, save_every=2, eval_episodes=1, eval_workers=1,
     progress=False,
 )  # fmt: skip
 

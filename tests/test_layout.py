@@ -15,7 +15,7 @@ FILES = [
 ]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 # Slow or optional, so that it may be imported when it is needed:
-LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari")
+LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari", "mujoco")
 LATE += ("gymnasium_robotics", "submitit")
 
 
