@@ -7,7 +7,8 @@ from helpers import ROOT
 
 
 def test_bench_prints_a_row_per_script():
-    argv = "drol fql --dims 3 2 --rounds 1 --seconds 0.1 --hidden-dims 16 --batch-size 256".split()
+    argv = ["drol", "fql", "--dims", "3", "2", "--rounds", "1", "--seconds", "0.1"]
+    argv += ["--hidden-dims", "16", "--batch-size", "256"]
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), *argv]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     header, _, *rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
