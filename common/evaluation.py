@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common import UserError
 from common.cli import Args
+from common.grid import members
 from common.workers import Workers, receive, send, usable_cores
 
 MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes 200 MB
@@ -24,8 +25,9 @@ INFO = ("success", "support")  # what an environment may report at the end of an
 
 
 class Evaluator:
-    """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. A context manager: leaving it ends the
-    workers, and they end by themselves when this process dies.
+    """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. With --grid, a seed is that of one
+    combination, here and below (common/grid.py). A context manager: leaving it ends the workers, and they end by
+    themselves when this process dies.
 
     make_env makes one environment, and can be sent to another process; act(state, observations (B, S), key) -> actions
     (B, A), and `state` has a leading axis of seeds. Raises UserError if --capture-video cannot film here.
@@ -34,7 +36,7 @@ class Evaluator:
     def __init__(self, args: Args, make_env: Callable[..., gymnasium.Env], act: Callable):
         import jax  # not at the top: the workers import this module
 
-        self.seeds = [args.seed + i for i in range(args.num_seeds)]
+        self.seeds = [member.seed for member in members(args)]
         self.episodes, self.progress, self.make_env = args.eval_episodes, args.progress, make_env
         self.film_at = args.steps if args.capture_video else None
         if args.capture_video:
