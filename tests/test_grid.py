@@ -3,6 +3,7 @@ what cannot be in a grid is refused."""
 
 import csv
 import dataclasses
+import functools
 import json
 import sys
 from importlib import import_module
@@ -14,6 +15,7 @@ import pytest
 from helpers import CHEAP, ROOT, launch, metrics_of, result_of, state_of, tiny_args
 
 import driftql
+import idql
 from common import UserError, cli, grid
 from common.buffers import make_buffer
 from common.checkpoints import load_policy
@@ -30,7 +32,7 @@ import report
 import tables
 
 SMALL = dict(hidden_dims=(8,), steps=40, log_every=10, eval_every=20, save_every=20, eval_workers=1, num_seeds=2)
-GRIDS = {"driftql": ("alpha", (1.0, 3.0, 10.0)), "idql": ("learning_rate", (3e-4, 1e-3, 3e-3))}
+GRIDS = {"driftql": ("alpha", (1.0, 3.0, 10.0)), "fql": ("learning_rate", (1e-3, 3e-3, 1e-2))}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in GRIDS])
@@ -207,6 +209,20 @@ def test_every_number_of_every_script_may_be_in_a_grid(script):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     observations, keys = jnp.zeros((2 ** len(names), 3, 1)), jnp.zeros((2 ** len(names), 2), jnp.uint32)
     assert jax.eval_shape(jax.vmap(act), state, observations, keys).shape == (2 ** len(names), 3, 2)
+
+
+def test_a_value_that_only_acting_uses():
+    """IDQL's temperature: each member acts with its own."""
+    args = tiny_args(idql, grid=("sampling_temperature=0,1,2",), hidden_dims=(8,))
+    agent_of = functools.partial(idql.make_agent, observation_dim=1, action_dim=2)
+    init, _, act = over_grid(args, agent_of)
+    state, observations, key = jax.jit(init)(), jnp.zeros((4, 1)), jax.random.PRNGKey(1)
+    actions = jax.jit(jax.vmap(act, in_axes=(0, None, None)))(state, observations, key)
+    for i, value in enumerate((0.0, 1.0, 2.0)):
+        agent = agent_of(dataclasses.replace(args, grid=None, sampling_temperature=value))
+        one = jax.tree.map(lambda x: x[i], state.state)  # noqa: B023
+        np.testing.assert_allclose(actions[i], jax.jit(agent.act)(one, observations, key), atol=1e-5)
+    assert np.abs(np.diff(actions, axis=0)).max(axis=(1, 2)).min() > 0.05
 
 
 def test_a_loss_that_is_not_finite_names_its_combination(tmp_path):
