@@ -32,7 +32,7 @@ import report
 import tables
 
 SMALL = dict(hidden_dims=(8,), steps=40, log_every=10, eval_every=20, save_every=20, eval_workers=1, num_seeds=2)
-GRIDS = {"driftql": ("alpha", (1.0, 3.0, 10.0)), "fql": ("learning_rate", (1e-3, 3e-3, 1e-2))}
+GRIDS = {"driftql": ("alpha", (1.0, 3.0, 10.0)), "fql": ("learning_rate", (5e-4, 2e-3, 1e-2))}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in GRIDS])
