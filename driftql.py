@@ -39,7 +39,7 @@ from common.critics import MLP, Critic
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
 from common.runs import Run
-from common.seeds import compile_over_seeds, place, seed_keys
+from common.seeds import compile_over_seeds, over_grid, place
 
 # ------------------------------------------------------------------------------------------------------------ arguments
 
@@ -250,15 +250,18 @@ def main(args: Args) -> Path:
         args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
     )
     cli.say(dataset.summary())
-    agent = make_agent(args, dataset.observation_dim, dataset.action_dim)
 
-    def train_interval(state, buffer):
+    def agent_of(args):
+        return make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    def train_interval(agent, state, buffer):
         return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-    with Evaluator(args, dataset.make_env, agent.act) as evaluate:
-        # A leading axis of seeds everywhere; the dataset is shared.
-        state, buffer = place(jax.jit(jax.vmap(agent.init))(seed_keys(args)), make_buffer(dataset, args.batch_size))
-        train, metric_names = compile_over_seeds(train_interval, state, buffer)
+    init, train, act = over_grid(args, agent_of, train_interval)
+    with Evaluator(args, dataset.make_env, act) as evaluate:
+        # A leading axis of seeds everywhere, with --grid of those of all combinations; the dataset is shared.
+        state, buffer = place(init(), make_buffer(dataset, args.batch_size))
+        train, metric_names = compile_over_seeds(train, state, buffer)
         with Run(args, dataset, metric_names) as run:
             state = run.restore(state)
             while True:

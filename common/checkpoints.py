@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from common import UserError
 from common.cli import Args, args_of, read_config
+from common.grid import Member, combination_name, members, single
+from common.seeds import over_grid
 
 FILE = "checkpoint.msgpack"
 
@@ -82,25 +83,55 @@ class Policy(NamedTuple):
     step: int  # gradient steps that the policy was trained for
 
 
-def load_policy(directory: str | Path, seed: int | None = None) -> Policy:
-    """The policy of a run's last checkpoint. seed: which one of several, None is the first.
+def load_policy(directory: str | Path, seed: int | None = None, **values: float) -> Policy:
+    """The policy of a run's last checkpoint. seed: which one of several, None is the first; values: which combination
+    of a run with --grid, load_policy(run, alpha=3). It comes as that of a run with these values alone.
 
     The script that made the run has to be importable (it is from the folder that it stands in). Raises UserError if the
-    directory is not a run, or has no such seed or no checkpoint yet.
+    directory is not a run, has no such seed or combination, more than one, or no checkpoint yet.
     """
+    agent_of, args, state, step = load_members(directory)
+    (index, *others) = find_members(directory, args, seed, values)
+    own = members(args)[index].values
+    if any(members(args)[i].values != own for i in others):
+        names = dict.fromkeys(combination_name(member.values) for member in members(args))
+        raise UserError(f"{directory} has a grid; choose one of {', '.join(names)}.")
+    state = jax.tree.map(lambda x: x[index], state)
+    if args.grid:
+        state, args = state.state, single(args, own)
+    agent = agent_of(args)
+    act = jax.jit(agent.act)
+    return Policy(lambda observations, key: act(state, observations, key), agent, state, args, step)
+
+
+def load_members(directory: str | Path) -> tuple[Callable, Args, Any, int]:
+    """agent_of(args) of the run's script, the run's arguments, the state of all its members (common/grid.py), and the
+    gradient steps. Raises UserError as `load_policy` does."""
     config = read_config(directory)
     try:
         script = importlib.import_module(config["algo"])
     except ModuleNotFoundError:
         raise UserError(f"{directory} was made by {config['algo']}.py, which cannot be imported from here.") from None
+
+    def agent_of(args):
+        return script.make_agent(args, config["dataset"]["observation_dim"], config["dataset"]["action_dim"])
+
     args = args_of(script.Args, directory)
-    index = 0 if seed is None else seed - args.seed
-    if not 0 <= index < args.num_seeds:
-        raise UserError(f"{directory} has seeds {args.seed} to {args.seed + args.num_seeds - 1}, not {seed}.")
-    agent = script.make_agent(args, config["dataset"]["observation_dim"], config["dataset"]["action_dim"])
-    keys = jax.ShapeDtypeStruct((args.num_seeds, 2), jnp.uint32)
     checkpoint = load(directory)
-    state = restore(jax.eval_shape(jax.vmap(agent.init), keys), checkpoint["state"])
-    state = jax.tree.map(lambda x: x[index], state)
-    act = jax.jit(agent.act)
-    return Policy(lambda observations, key: act(state, observations, key), agent, state, args, checkpoint["step"])
+    init, *_ = over_grid(args, agent_of)
+    return agent_of, args, restore(jax.eval_shape(init), checkpoint["state"]), checkpoint["step"]
+
+
+def find_members(directory: str | Path, args: Args, seed: int | None, values: dict[str, float]) -> list[int]:
+    """Indices of the members with this seed (None: any) and these values. Raises UserError if there are none."""
+    if seed is not None and not args.seed <= seed < args.seed + args.num_seeds:
+        raise UserError(f"{directory} has seeds {args.seed} to {args.seed + args.num_seeds - 1}, not {seed}.")
+
+    def fits(member: Member) -> bool:
+        return seed in (None, member.seed) and values.items() <= member.values.items()
+
+    found = [i for i, member in enumerate(members(args)) if fits(member)]
+    if not found:
+        has = f"its grid is {' '.join(args.grid)}" if args.grid else "it was trained without --grid"
+        raise UserError(f"{directory} has no {combination_name(values)}: {has}.")
+    return found

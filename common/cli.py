@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tqdm import tqdm
 
-from common import UserError, d4rl
+from common import UserError, d4rl, grid
 from common.environments import BANDITS, resolve_name
 
 
@@ -39,6 +39,8 @@ class RunArgs:
     """seed of parameters, batches and evaluation"""
     num_seeds: int = 1
     """train this many seeds side by side: seed, seed + 1, ..."""
+    grid: tuple[str, ...] | None = None
+    """train several values of a number side by side too, each with all seeds: alpha=1,3,10 discount=0.99,0.995"""
     steps: int = 1_000_000
     """gradient steps; may grow with --resume"""
     log_every: int | None = None
@@ -99,7 +101,7 @@ class Args(EvaluationArgs, DataArgs, RunArgs):
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), flag_of(field.name)
             if value == ():
-                raise UserError(f"{flag} needs at least one number.")
+                raise UserError(f"{flag} needs at least one value.")
             for number in value if isinstance(value, tuple) else [value]:
                 if isinstance(number, int) and not isinstance(number, bool) and number < (field.name != "seed"):
                     raise UserError(f"{flag} {number} must be {'0 or more' if field.name == 'seed' else 'positive'}.")
@@ -113,6 +115,7 @@ class Args(EvaluationArgs, DataArgs, RunArgs):
             if self.log_every is not None and getattr(self, name) % self.log_every:
                 what = f"{flag_of(name)} {getattr(self, name)}"
                 raise UserError(f"{what} is not a multiple of --log-every {self.log_every}; change one of the two.")
+        grid.combinations(self)
 
 
 A = TypeVar("A", bound=Args)

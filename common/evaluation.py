@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import UserError
+from common.grid import members
 from common.workers import Workers, receive, send, usable_cores
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def overlaps_training() -> bool:
 
 
 class Evaluator:
-    """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. A context manager: leaving it ends the
-    workers, and they end by themselves when this process dies.
+    """Plays `args.eval_episodes` episodes per seed: `evaluate(state, step)`. With --grid, a seed is that of one
+    combination, here and below (common/grid.py). A context manager: leaving it ends the workers, and they end by
+    themselves when this process dies.
 
     The policy runs on the host's CPU, with a copy of the state, so that training can go on meanwhile and the result is
     the same whether it does or not.
@@ -49,7 +51,7 @@ class Evaluator:
         import jax  # as above
 
         self.device, self.thread = jax.local_devices(backend="cpu")[0], ThreadPoolExecutor(1)
-        self.seeds = [args.seed + i for i in range(args.num_seeds)]
+        self.seeds = [member.seed for member in members(args)]
         self.episodes, self.progress, self.make_env = args.eval_episodes, args.progress, make_env
         self.film_at = args.steps if args.capture_video else None
         if args.capture_video:

@@ -9,6 +9,7 @@ import numpy as np
 
 from common import UserError
 from common.environments import BANDITS
+from common.grid import combination_name, results_by_combination
 
 COLORS = {"wall": "0.75", "data": "0.6", "policy": "#0072b2", "goal": "#d55e00"}
 
@@ -28,7 +29,7 @@ def draw_run(
     """
     drawn = []
     for name, draw in (
-        ("curve.png", lambda path: draw_curve(path, directory.name, result["evaluations"], result["seeds"])),
+        ("curve.png", lambda path: draw_curve(path, directory.name, result)),
         ("rollouts.png", lambda path: draw_rollouts(path, result, make_env, rollouts["paths"], data)),
         ("film.gif", lambda path: save_film(path, rollouts["film"])),
     ):
@@ -41,18 +42,28 @@ def draw_run(
     return drawn
 
 
-def draw_curve(path: Path, title: str, evaluations: list[dict], seeds: list[int]) -> bool:
-    """D4RL's score, success, or return over training, one line per seed and their mean."""
+def draw_curve(path: Path, title: str, result: dict[str, Any]) -> bool:
+    """D4RL's score, success, or return over training, one line per seed and their mean. With --grid the mean over seeds
+    of each combination. result: of result.json."""
     plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    found, num_seeds = results_by_combination(result), len(result["seeds"])
+    evaluations = found[0][1]["evaluations"]
     name = next(name for name in ("normalized", "success", "return") if name in evaluations[0])
     steps = [evaluation["step"] for evaluation in evaluations]
-    values = np.array([evaluation[name] for evaluation in evaluations])  # (evaluations, seeds)
-    figure, axes = plt.subplots(figsize=(6, 3.6))
-    for i in range(len(seeds)):
-        axes.plot(steps, values[:, i], color=COLORS["policy"], alpha=0.35 if len(seeds) > 1 else 1, lw=1.2, marker=".")
-    if len(seeds) > 1:
-        axes.plot(steps, values.mean(axis=1), color=COLORS["policy"], lw=2.5, label=f"mean of {len(seeds)} seeds")
-        axes.legend(frameon=False)
+    # Each (evaluations, seeds).
+    curves = [np.array([evaluation[name] for evaluation in each["evaluations"]]) for _, each in found]
+    mean = f"mean of {num_seeds} seeds" if num_seeds > 1 else None
+    if "grid" in result:
+        for i, (values, _) in enumerate(found):
+            color = plt.colormaps["viridis"](i / len(found))
+            axes.plot(steps, curves[i].mean(axis=1), color=color, lw=1.5, marker=".", label=combination_name(values))
+        axes.legend(title=mean, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        axes.plot(steps, curves[0], color=COLORS["policy"], alpha=0.35 if mean else 1, lw=1.2, marker=".")
+        if mean:
+            axes.plot(steps, curves[0].mean(axis=1), color=COLORS["policy"], lw=2.5, label=mean)
+            axes.legend(frameon=False)
     if name == "success":
         axes.set_ylim(-0.03, 1.03)
     axes.set(xlabel="gradient steps", ylabel="normalized return" if name == "normalized" else name, title=title)
@@ -68,8 +79,8 @@ def draw_rollouts(
     paths: list[np.ndarray],
     data: np.ndarray | None = None,
 ) -> bool:
-    """The last evaluation of the first seed. On a bandit: the data and the policy's actions. In a maze: where each
-    episode went. False for other environments.
+    """The last evaluation of the first seed, with --grid of the first combination. On a bandit: the data and the
+    policy's actions. In a maze: where each episode went. False for other environments.
 
     result: names `env` and `task`; paths: xy positions (T, 2) of each episode; data: actions (N, 2).
     """
@@ -77,6 +88,8 @@ def draw_rollouts(
     if not len(paths) or not len(paths[0]):
         return False
     plt = pyplot()
+    title = f"{name} task {task}" if task else name
+    title += f", {combination_name(result['grid'][0]['values'])}" if "grid" in result else ""
     figure, axes = plt.subplots(figsize=(5, 5))
     if name in BANDITS:
         if data is not None:
@@ -84,7 +97,7 @@ def draw_rollouts(
         axes.scatter(*np.concatenate(paths).T, s=5, c=COLORS["policy"], alpha=0.6, label="policy")
         for center, mean in zip(*BANDITS[name][:2]):
             axes.annotate(f"reward {mean:g}", center, (0, 16), textcoords="offset points", ha="center")
-        axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), title=f"{name}: data and policy")
+        axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), title=f"{title}: data and policy")
     else:
         env = make_env()
         if not env.has_wrapper_attr("maze_map"):
@@ -99,7 +112,6 @@ def draw_rollouts(
             axes.plot(*trajectory.T, color=COLORS["policy"], lw=0.8, alpha=0.5)
             axes.plot(*trajectory[0], ".", color=COLORS["policy"], ms=4)
         axes.plot(*env.get_wrapper_attr("cur_goal_xy"), "*", color=COLORS["goal"], ms=18, label="goal")
-        title = f"{name} task {task}" if task else name
         axes.set(title=f"{title}: {len(paths)} episodes", xticks=[], yticks=[])
         axes.autoscale_view()
         env.close()

@@ -12,35 +12,69 @@ import numpy as np
 
 from common.cli import Args, algorithm_name
 from common.environments import PHYSICS
+from common.grid import combination_name, combinations, results_by_combination
 from common.transitions import Dataset
 
 
 def make_result(args: Args, dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
-    """What result.json holds. The benchmark's score: on OGBench the success of the last three evaluations, elsewhere of
-    the last one. On D4RL it is the normalized return, and the return where the environment knows no success."""
+    """What result.json holds. evaluations: step, and name -> one value per member.
+
+    With --grid, scores and evaluations stand under `grid`: of each combination its `values`, and what the result of a
+    run with these alone would have."""
+    parts = [(values, scores(dataset, part)) for values, part in by_combination(args, evaluations)]
+    about = {
+        "algo": algorithm_name(type(args)),
+        "env": dataset.name,
+        "task": dataset.task,
+        "seeds": [args.seed + i for i in range(args.num_seeds)],
+        "steps": evaluations[-1]["step"],
+    }
+    found = {"grid": [{"values": values} | part for values, part in parts]} if args.grid else parts[0][1]
+    return about | found | circumstances(dataset)
+
+
+def scores(dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
+    """The benchmark's score of each seed: on OGBench the success of the last three evaluations, elsewhere of the last
+    one. On D4RL it is the normalized return, and the return where the environment knows no success."""
     name = next(name for name in ("normalized", "success", "return") if name in evaluations[-1])
     values = np.array([evaluation[name] for evaluation in evaluations if evaluation["step"] > 0])
     counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
     score = counted.mean(axis=0)
     what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
     return {
-        "algo": algorithm_name(type(args)),
-        "env": dataset.name,
-        "task": dataset.task,
-        "seeds": [args.seed + i for i in range(args.num_seeds)],
-        "steps": evaluations[-1]["step"],
         "score": float(score.mean()),
         "score_per_seed": score.tolist(),
         "score_is": f"mean {what} of the last {len(counted)} evaluations",
         "last_per_seed": values[-1].tolist(),
         "best_per_seed": values.max(axis=0).tolist(),
         "evaluations": evaluations,
-    } | circumstances(dataset)
+    }
+
+
+def by_combination(args: Args, evaluations: list[dict]) -> list[tuple[dict[str, float], list[dict]]]:
+    """(values, evaluations) of each combination: of every list of one value per member, its part."""
+    found = []
+    for i, values in enumerate(combinations(args)):
+        mine = slice(i * args.num_seeds, (i + 1) * args.num_seeds)
+        found.append((values, [{k: x if k == "step" else x[mine] for k, x in each.items()} for each in evaluations]))
+    return found
+
+
+def score_lines(result: dict[str, Any]) -> list[str]:
+    """What a person wants to know at the end: how good the policy is now, the protocol's number by its name, the best
+    evaluation. With --grid a line per combination, the highest score marked."""
+    found = results_by_combination(result)
+    if "grid" not in result:
+        return [score_line(result)]
+    highest, width = (max(x) for x in zip(*((each["score"], len(combination_name(values))) for values, each in found)))
+    return [
+        f"{combination_name(values):{width}}  {score_line(each)}" + "  <- highest" * (each["score"] == highest)
+        for values, each in found
+    ]
 
 
 def score_line(result: dict[str, Any]) -> str:
-    """What a person wants to know at the end: how good the policy is now, the protocol's number by its name, the best
-    evaluation."""
+    """That of one combination."""
     last, best, name = np.mean(result["last_per_seed"]), np.mean(result["best_per_seed"]), result["score_is"].split()[1]
     spread = f" +- {np.std(result['score_per_seed']):.2g}" if len(result["seeds"]) > 1 else ""
     seeds = f", {len(result['seeds'])} seeds" if spread else ""

@@ -3,7 +3,8 @@
 `runs/<env>-task<k>__<algo>__<seed>__<time>/` holds
 
     config.json         arguments, versions, git commit, device, dataset
-    metrics.csv         one line per seed and log interval or evaluation; TensorBoard events hold the same
+    metrics.csv         one line per seed (with --grid of each combination) and log interval or evaluation; TensorBoard
+                        events hold the same
     checkpoint.msgpack  the state of all seeds and the evaluations so far, written to another name, then renamed
     result.json         written when the run ends well
     curve.png, rollouts.png, film.gif
@@ -31,8 +32,9 @@ from tqdm import tqdm
 from common import UserError, checkpoints, cli, d4rl
 from common.checkpoints import write_atomically
 from common.cli import Args, say
+from common.grid import combination_name, member_names, members
 from common.plots import draw_run
-from common.results import circumstances, make_result, score_line
+from common.results import by_combination, circumstances, make_result, score_lines
 from common.signals import Signals
 from common.transitions import Dataset
 
@@ -50,7 +52,7 @@ class Progress:
     """What has happened so far; a checkpoint holds it beside the state."""
 
     step: int = 0
-    evaluations: list[dict] = field(default_factory=list)  # step, and name -> one value per seed
+    evaluations: list[dict] = field(default_factory=list)  # step, and name -> one value per member (common/grid.py)
     updates: int = 0  # of which the time was taken,
     seconds: float = 0.0  # in which they ran: without compilation, evaluation, logging
     wall_seconds: float = 0.0
@@ -73,8 +75,9 @@ class Run:
         if args.track and importlib.util.find_spec("wandb") is None:
             raise UserError("--track needs Weights & Biases: uv pip install -e '.[track]'")
         self.args, self.dataset, self.interval = args, dataset, args.log_every or 1
-        self.seeds = [args.seed + i for i in range(args.num_seeds)]
-        self.columns = ["step", "seed", *(f"eval/{x}" for x in EVALUATED), *metrics, "charts/updates_per_second"]
+        self.members, self.names = members(args), member_names(args)
+        names = [*self.members[0].values, *(f"eval/{name}" for name in EVALUATED), *metrics]
+        self.columns = ["step", "seed", *names, "charts/updates_per_second"]
         self.rollouts: dict[str, Any] = {"paths": [], "film": None}  # of the last evaluation, for the pictures
         self.playing: list[tuple[int, Future]] = []  # at most one evaluation on its way, and its step
         with contextlib.ExitStack() as files:
@@ -93,6 +96,8 @@ class Run:
             )  # fmt: skip
             self.bar = files.enter_context(bar)
             self.files = files.pop_all()
+        if args.grid:
+            say(f"grid    {' '.join(args.grid)}: {len(self.members)} trained side by side")
         say(f"run     {self.directory}")
 
     def _open_old(self) -> tuple[Progress, bytes | None]:
@@ -116,10 +121,8 @@ class Run:
     def _event_writers(self) -> list:
         import tensorboardX  # a second, which importing a script for its functions does not need
 
-        several = len(self.seeds) > 1
-        folders = [self.directory / f"seed{seed}" if several else self.directory for seed in self.seeds]
         purge = self.done.step + 1 if self.args.resume else None
-        return [tensorboardX.SummaryWriter(str(folder), purge_step=purge) for folder in folders]
+        return [tensorboardX.SummaryWriter(str(self.directory / name), purge_step=purge) for name in self.names]
 
     def _start_tracking(self, files: contextlib.ExitStack):
         import wandb  # an optional package
@@ -166,7 +169,7 @@ class Run:
         return state
 
     def log(self, metrics: dict[str, np.ndarray], seconds: float) -> None:
-        """Counts and logs one interval. metrics: name -> (num_seeds,) means over it; seconds that it took.
+        """Counts and logs one interval. metrics: name -> (members,) means over it; seconds that it took.
 
         Raises UserError if one is not finite; the last checkpoint is kept.
         """
@@ -175,9 +178,10 @@ class Run:
         self.done.seconds += seconds
         for name, values in metrics.items():
             if not np.isfinite(values).all():
-                seed = self.seeds[int(np.flatnonzero(~np.isfinite(values))[0])]
-                raise UserError(f"{name} of seed {seed} is not finite at step {self.step:,}.")
-        speed = np.full(len(self.seeds), self.interval / seconds)
+                member = self.members[int(np.flatnonzero(~np.isfinite(values))[0])]
+                who = ", ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
+                raise UserError(f"{name} of {who} is not finite at step {self.step:,}.")
+        speed = np.full(len(self.members), self.interval / seconds)
         self._write(self.step, metrics | {"charts/updates_per_second": speed})
         self._log_played(wait=False)
         self.bar.update(self.interval)
@@ -209,21 +213,23 @@ class Run:
         means = {name: results[name].mean(axis=1) for name in EVALUATED if name in results}
         self.done.evaluations.append({"step": step} | {name: x.tolist() for name, x in means.items()})
         self._write(step, {f"eval/{name}": x for name, x in means.items()})
-        shown = "  ".join(f"{name} {' '.join(f'{x:.3g}' for x in values)}" for name, values in means.items())
         speed = f"  {self.done.updates_per_second:,.0f} updates/s" if self.done.updates else ""
-        say(f"step {step:>9,}  {shown}{speed}")
+        for values, (evaluation,) in by_combination(self.args, self.done.evaluations[-1:]):
+            who = f"{combination_name(values)}  " if values else ""
+            shown = "  ".join(f"{name} {' '.join(f'{x:.3g}' for x in evaluation[name])}" for name in means)
+            say(f"step {step:>9,}  {who}{shown}{speed}")
 
     def _write(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         rows = csv.DictWriter(self.csv, self.columns)
         try:
-            for i, (seed, writer) in enumerate(zip(self.seeds, self.writers)):
-                values = {name: float(x[i]) for name, x in metrics.items()}
-                rows.writerow({"step": step, "seed": seed} | values)
-                for name, value in values.items():
-                    writer.add_scalar(name, value, step)
-                if self.tracker:  # one curve per seed, not their mixture
-                    prefix = f"seed{seed}/" if len(self.seeds) > 1 else ""
-                    self.tracker.log({"step": step} | {prefix + name: value for name, value in values.items()})
+            for i, (member, name, writer) in enumerate(zip(self.members, self.names, self.writers)):
+                values = {metric: float(x[i]) for metric, x in metrics.items()}
+                rows.writerow({"step": step, "seed": member.seed} | member.values | values)
+                for metric, value in values.items():
+                    writer.add_scalar(metric, value, step)
+                if self.tracker:
+                    prefix = f"{name}/" if name else ""  # one curve per member, not their mixture
+                    self.tracker.log({"step": step} | {prefix + metric: value for metric, value in values.items()})
             self.csv.flush()
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
@@ -271,7 +277,7 @@ class Run:
             "wall_seconds": self._wall_seconds(),
         }
         write_atomically(self.directory / "result.json", json.dumps(result, indent=2).encode())
-        say(score_line(result))
+        say("\n".join(score_lines(result)))
         data = self.dataset.actions if self.dataset.source == "builtin" else None
         drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data, say)
         if drawn:

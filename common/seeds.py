@@ -1,8 +1,8 @@
-"""One compiled program that trains all seeds."""
+"""One compiled program that trains all seeds, with --grid of all combinations."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from common.buffers import ReplayBuffer
 from common.cli import Args, say
+from common.grid import combinations, members, single
 from common.results import device_summary
 from common.signals import signals_end_the_process
 
@@ -17,6 +18,51 @@ from common.signals import signals_end_the_process
 def seed_keys(args: Args) -> jax.Array:
     """One PRNG key per seed, (num_seeds, 2)."""
     return jax.vmap(jax.random.PRNGKey)(jnp.uint32(args.seed) + jnp.arange(args.num_seeds, dtype=jnp.uint32))
+
+
+class GridState(NamedTuple):
+    """The state of one member of a grid; a checkpoint of a grid is this tuple, with a leading axis of members."""
+
+    state: Any  # the script's TrainState
+    values: dict[str, jax.Array]  # of the combination: name -> number
+
+
+def over_grid(
+    args: Args, agent_of: Callable, train_interval: Callable | None = None
+) -> tuple[Callable, Callable, Callable]:
+    """What a run does with its agent, for one seed or, with --grid, for one seed of one combination.
+
+    agent_of(args) -> agent; train_interval(agent, state, buffer) -> (state, metrics), None where nothing is trained.
+    Returns init() -> first state of all members, with a leading axis; train(state, buffer) -> (state, metrics) and
+    act(state, observations, key) -> actions of one member. With --grid the values are arrays inside the program, part
+    of the member's state, and the agent is made from them while it is traced; else they are constants.
+    """
+    if not args.grid:
+        agent = agent_of(args)
+
+        def train_alone(state, buffer):
+            return train_interval(agent, state, buffer)
+
+        return lambda: jax.jit(jax.vmap(agent.init))(seed_keys(args)), train_alone, agent.act
+
+    def agent_with(values):
+        return agent_of(single(args, values))
+
+    def init():
+        each = [member.values for member in members(args)]
+        values = {name: jnp.array([x[name] for x in each], jnp.float32) for name in each[0]}
+        keys = jnp.tile(seed_keys(args), (len(combinations(args)), 1))
+        first = jax.jit(jax.vmap(lambda key, values: agent_with(values).init(key)))
+        return GridState(first(keys, values), values)
+
+    def train(member, buffer):
+        state, metrics = train_interval(agent_with(member.values), member.state, buffer)
+        return GridState(state, member.values), metrics
+
+    def act(member, observations, key):
+        return agent_with(member.values).act(member.state, observations, key)
+
+    return init, train, act
 
 
 def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:

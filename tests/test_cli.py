@@ -182,7 +182,7 @@ def test_from_python_the_same_numbers_are_refused(tmp_path):
     for script, change, message in ((driftql, {"discount": 1.5}, "--discount"), (idql, {"expectile": 1.0}, "--expec")):
         with pytest.raises(UserError, match=message):
             script.main(tiny_args(script, runs_dir=str(tmp_path), **change))
-    with pytest.raises(UserError, match="at least one number"):
+    with pytest.raises(UserError, match="at least one value"):
         driftql.main(tiny_args(driftql, runs_dir=str(tmp_path), hidden_dims=()))
     assert not list(tmp_path.iterdir())
 

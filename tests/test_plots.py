@@ -36,7 +36,7 @@ def lines_and_points(monkeypatch):
 def test_the_curve_has_a_line_per_seed_and_their_mean(tmp_path, monkeypatch):
     shown = lines_and_points(monkeypatch)
     evaluations = [{"step": 0, "success": [0, 0.5]}, {"step": 10, "success": [1, 0]}]
-    assert plots.draw_curve(tmp_path / "curve.png", "title", evaluations, [3, 4])
+    assert plots.draw_curve(tmp_path / "curve.png", "title", {"seeds": [3, 4], "evaluations": evaluations})
     expected = [[[0, 0], [10, 1]], [[0, 0.5], [10, 0]], [[0, 0.25], [10, 0.5]]]
     np.testing.assert_allclose(shown["lines"], expected)
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"

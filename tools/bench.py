@@ -195,6 +195,8 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
     script. Raises UserError for wrong ones."""
     script = importlib.import_module(name)
     args = cli.parse(script.Args, script.PRESETS, argv)
+    if args.grid:
+        raise UserError("--grid: a combination costs what a seed does; measure --num-seeds.")
     dataset = random_dataset(*dims)
     agent = script.make_agent(args, *dims)
 

@@ -23,7 +23,8 @@ size on the official data; the source of each is listed below the table. What is
 <span class=tag>not official data</span> or <span class=tag>reduced</span> is not comparable with the paper's number
 above it. Runs on Minari's data or on one's own file have no such number: they stand in the next table alone."""
 FINISHED = """Time to a score: the first evaluation that reaches it, the median over the seeds that do. A single
-evaluation is noisy. The time is that of training, all seeds of a run together, without compilation and evaluation."""
+evaluation is noisy. The time is that of training, all seeds of a run together, with --grid those of all combinations,
+without compilation and evaluation."""
 OVER_TASKS = """Interquartile mean of all scores [95% interval, stratified bootstrap over seeds], and the mean of the
 tasks' means. Only rows over the same tasks can be compared."""
 CURVES = "Mean over seeds; shaded: its 95% interval, for three seeds and more."

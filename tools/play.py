@@ -2,6 +2,7 @@
 
     python tools/play.py runs/...                                       # the run's last evaluation, all seeds
     python tools/play.py runs/... --episodes 500 --seed 1 --task 3      # more episodes, one seed, another task
+    python tools/play.py runs/... --grid alpha=3                        # one combination of a run with --grid
     python tools/play.py runs/... --film film.gif --rollouts where.png  # of the first seed
     python tools/play.py runs/... --pictures                            # curve.png and rollouts.png of the run anew
 
@@ -26,11 +27,13 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import UserError, cli, d4rl, d4rl_environments
-from common.checkpoints import load_policy
+from common.checkpoints import find_members, load_members
 from common.datasets import load_dataset
 from common.environments import BANDITS, Bandit, make_ogbench_env, make_user_env, resolve_name
 from common.evaluation import Evaluator
+from common.grid import combination_name, members, parse_grid
 from common.plots import draw_rollouts, draw_run, pyplot, save_film
+from common.seeds import over_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Args:
     """OGBench task, 1 to 5; None is the run's"""
     seed: int | None = None
     """which one of the run's seeds; None is all"""
+    grid: tuple[str, ...] | None = None
+    """which combinations of a run with --grid, alpha=3 or alpha=1,3; None is all"""
     workers: int | None = None
     """processes that run environments; None is one per core"""
     film: Path | None = None
@@ -78,8 +83,8 @@ def play(args: Args) -> dict[str, Any]:
     has_tasks = config["dataset"]["source"] in ("official", "unverified", "collected")
     if args.task is not None and not has_tasks:
         raise UserError(f"--task {args.task}: {name} has no tasks.")
-    if args.pictures and (args.task, args.episodes, args.seed) != (None, None, None):
-        raise UserError("--pictures shows the run's own evaluation; leave --task, --episodes and --seed out.")
+    if args.pictures and (args.task, args.episodes, args.seed, args.grid) != (None, None, None, None):
+        raise UserError("--pictures shows the run's own evaluation; leave --task, --episodes, --seed and --grid out.")
     if any(x is not None and x < 1 for x in (args.episodes, args.workers)):
         raise UserError("--episodes and --workers must be positive.")
     result = _read_result(Path(args.run)) if args.pictures else {}
@@ -88,29 +93,35 @@ def play(args: Args) -> dict[str, Any]:
     task = resolve_name(name, args.task or resolve_name(run_args["env"], run_args["task"])[1])[1] if has_tasks else None
     make_env = env_maker(config, task)
 
-    first, number = (run_args["seed"], run_args["num_seeds"]) if args.seed is None else (args.seed, 1)
-    policies = [load_policy(args.run, first + i) for i in range(number)]
-    state = jax.tree.map(lambda *x: jnp.stack(x), *(policy.state for policy in policies))
-    agent, step = policies[0].agent, policies[0].step
+    agent_of, trained, state, step = load_members(args.run)
+    chosen = parse_grid(type(trained), args.grid or ())
+    kept = [word for word in trained.grid or () if not parse_grid(type(trained), (word,)).keys() & chosen.keys()]
     settings = dataclasses.replace(
-        policies[0].args,
-        seed=first, num_seeds=number, steps=step, capture_video=args.film is not None, progress=args.progress,
-        eval_episodes=args.episodes or policies[0].args.eval_episodes, eval_workers=args.workers,
+        trained,
+        seed=trained.seed if args.seed is None else args.seed, num_seeds=trained.num_seeds if args.seed is None else 1,
+        grid=(*kept, *(args.grid or ())) or None,
+        steps=step, capture_video=args.film is not None, progress=args.progress,
+        eval_episodes=args.episodes or trained.eval_episodes, eval_workers=args.workers,
     )  # fmt: skip
-    with Evaluator(settings, make_env, agent.act) as evaluate:
+    indices = [find_members(args.run, trained, member.seed, member.values)[0] for member in members(settings)]
+    state = jax.tree.map(lambda x: x[jnp.array(indices)], state)
+    *_, act = over_grid(settings, agent_of)
+    with Evaluator(settings, make_env, act) as evaluate:
         results = evaluate(state, step).result()
     assert results is not None  # nobody asks for a stop
     if known := d4rl.resolve(name, suggest=False):
         results["normalized"] = d4rl.normalized(results["return"], d4rl.TASKS[known[0]].reference)
 
     cli.say(f"{config['algo']} on {name}{f' task {task}' if task else ''} after {step:,} updates")
-    for i in range(number):
-        cli.say(f"seed {first + i}: {settings.eval_episodes} episodes, {_means(results, i)}")
+    for i, member in enumerate(members(settings)):
+        who = " ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
+        cli.say(f"{who}: {settings.eval_episodes} episodes, {_means(results, i)}")
     data = load_dataset(name).actions if name in BANDITS else None
     if args.film and save_film(args.film, results["film"]):
         cli.say(f"see     {args.film}")
     if args.rollouts:
-        if not draw_rollouts(args.rollouts, {"env": name, "task": task}, make_env, results["paths"], data):
+        shown = {"env": name, "task": task} | ({"grid": [members(settings)[0]._asdict()]} if settings.grid else {})
+        if not draw_rollouts(args.rollouts, shown, make_env, results["paths"], data):
             raise UserError(f"--rollouts: {name} is neither a maze nor a bandit.")
         cli.say(f"see     {args.rollouts}")
     if args.pictures:

@@ -17,6 +17,7 @@ import scipy.stats
 from shared import ROOT, last_step, read_json
 
 from common import UserError
+from common.grid import combination_name, results_by_combination
 
 TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
 # What a score may be, the first that a run was evaluated for, and how it is called. In result.json, success is a share.
@@ -25,7 +26,7 @@ ACTIVE_SECONDS = 900  # a log that was written to since then may belong to a run
 # What no score depends on, or what stands in a column of its own.
 NOT_SETTINGS = {
     "env", "task", "data", "data_dir", "dataset", "collect_episodes", "seed", "num_seeds", "log_every",
-    "eval_workers", "save_every", "runs_dir", "resume", "track", "capture_video", "progress",
+    "eval_workers", "save_every", "runs_dir", "resume", "track", "capture_video", "progress", "grid",
 }  # fmt: skip
 SIZES = {"steps", "batch_size", "hidden_dims", "num_candidates", "num_samples", "eval_episodes"}
 SOURCES = {
@@ -39,11 +40,11 @@ OTHER_DATA = ("user", "minari")  # of the same name at most: a paper's number sa
 
 
 class Seed(NamedTuple):
-    """One seed of one finished run."""
+    """One seed of one finished run, with --grid of one combination."""
 
     run: Path
     config: dict
-    result: dict
+    result: dict  # as a run of this combination alone would have written it
     seed: int
     score: float  # as in result.json
     curve: list[tuple[int, float]]  # (gradient step, score)
@@ -129,13 +130,13 @@ def read_runs(folder: Path) -> tuple[list[Group], list[tuple[Path, str]]]:
         if isinstance(read, str):
             left_out.append((run, read))
             continue
-        key, seeds = read
-        for seed in seeds:
+        for key, seed in read:
             older = members[key].get(seed.seed)
             if older and _time(older) > _time(seed):
                 seed, older = older, seed
             if older:
-                repeated[older.run, seed.run].append(str(seed.seed))
+                combination = combination_name(older.result.get("values", {}))
+                repeated[older.run, seed.run].append(f"{seed.seed}{f' of {combination}' * bool(combination)}")
             members[key][seed.seed] = seed
     for (run, newer), twice in repeated.items():
         left_out.append((run, f"seed {', '.join(twice)}: ran again with the same settings and data, {newer.name}"))
@@ -173,8 +174,8 @@ def _time(seed: Seed) -> str:
     return seed.run.name.rpartition("__")[2]
 
 
-def _read_run(run: Path) -> tuple[tuple, list[Seed]] | str:
-    """Key of the group, and its seeds; or why the run is left out."""
+def _read_run(run: Path) -> list[tuple[tuple, Seed]] | str:
+    """Each seed, with the key of its group; or why the run is left out."""
     if (attempts := (read_json(run / "job.json") or {}).get("attempts")) is not None:
         return f"failed before there was a run: {attempts[-1]['reason']}"
     config, result = read_json(run / "config.json"), read_json(run / "result.json")
@@ -187,7 +188,7 @@ def _read_run(run: Path) -> tuple[tuple, list[Seed]] | str:
             return "damaged: result.json cannot be read"
         return _why_unfinished(run, config)
     try:
-        return _seeds(run, config, result)
+        return [x for values, part in results_by_combination(result) for x in _seeds(run, config, values, part)]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration) as error:
         return f"damaged: result.json is not complete ({type(error).__name__}: {error})"
 
@@ -204,18 +205,20 @@ def _why_unfinished(run: Path, config: dict) -> str:
     return f"not finished, {where}: interrupted or failed"
 
 
-def _seeds(run: Path, config: dict, result: dict) -> tuple[tuple, list[Seed]]:
+def _seeds(run: Path, config: dict, values: dict, result: dict) -> list[tuple[tuple, Seed]]:
+    """Of one combination. values: those of --grid; result: as a run of them alone would have written it."""
     metric = next(name for name in METRICS if name in result["evaluations"][-1])
-    data, settings = result["dataset"], json.dumps(changed_settings(result["algo"], result["env"], config["args"]))
+    data, settings = result["dataset"], changed_settings(result["algo"], result["env"], config["args"] | values)
+    # With the source: one's own file may be a copy of an official one, but nothing in the run says so.
+    data_key = (str(data.get("source")), data.get("sha256"))
+    key = (result["algo"], result["env"], result["task"], data_key, json.dumps(settings), metric)
     seeds = []
     for i, (seed, score) in enumerate(zip(result["seeds"], result["score_per_seed"], strict=True)):
         curve = [(evaluation["step"], float(evaluation[metric][i])) for evaluation in result["evaluations"]]
         if not all(map(math.isfinite, (score, result["steps"], result["updates_per_second"], result["wall_seconds"]))):
             raise ValueError("a number is not finite")
-        seeds.append(Seed(run, config, result, seed, float(score), curve))
-    # With the source: one's own file may be a copy of an official one, but nothing in the run says so.
-    data_key = (str(data.get("source")), data.get("sha256"))
-    return (result["algo"], result["env"], result["task"], data_key, settings, metric), seeds
+        seeds.append((key, Seed(run, config, result, seed, float(score), curve)))
+    return seeds
 
 
 def _group(key: tuple, seeds: list[Seed]) -> Group:

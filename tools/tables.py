@@ -80,7 +80,7 @@ def command(config: dict) -> str:
     preset = presets(algo, args["env"])
     words = ["python", f"{algo}.py", "--env", args["env"]]
     rest = [name for name in args if name not in NOT_SETTINGS]
-    for name in ["task", "seed", "num_seeds", "dataset", "data", "collect_episodes", *rest]:
+    for name in ["task", "seed", "num_seeds", "grid", "dataset", "data", "collect_episodes", *rest]:
         value = args.get(name)
         if value is None or (name in preset and value == preset[name] and name != "seed"):
             continue
