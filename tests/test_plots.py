@@ -20,12 +20,13 @@ def result(env, task=None, seeds=(0,)):
 
 def lines_and_points(monkeypatch):
     """What the next picture shows: lists of the lines and of the clouds of points in it."""
-    shown = {"lines": [], "points": []}
+    shown = {"lines": [], "points": [], "labels": []}
     save = plots._save
 
     def looked_at(plt, figure, path):
         (axes,) = figure.axes
         shown["lines"] += [np.asarray(line.get_xydata(), float) for line in axes.lines]
+        shown["labels"] += axes.get_legend_handles_labels()[1]
         shown["points"] += [np.asarray(points.get_offsets(), float) for points in axes.collections]
         return save(plt, figure, path)
 
@@ -40,6 +41,18 @@ def test_the_curve_has_a_line_per_seed_and_their_mean(tmp_path, monkeypatch):
     expected = [[[0, 0], [10, 1]], [[0, 0.5], [10, 0]], [[0, 0.25], [10, 0.5]]]
     np.testing.assert_allclose(shown["lines"], expected)
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_curve_of_a_grid_has_a_named_line_per_combination(tmp_path, monkeypatch):
+    shown = lines_and_points(monkeypatch)
+    ends = {1.0: [1, 0], 3.0: [0.5, 1]}
+    parts = [
+        {"values": {"alpha": alpha}, "evaluations": [{"step": 0, "success": [0, 0]}, {"step": 10, "success": end}]}
+        for alpha, end in ends.items()
+    ]
+    assert plots.draw_curve(tmp_path / "curve.png", "title", {"seeds": [3, 4], "grid": parts})
+    np.testing.assert_allclose(shown["lines"], [[[0, 0], [10, 0.5]], [[0, 0], [10, 0.75]]])
+    assert shown["labels"] == ["alpha=1", "alpha=3"]
 
 
 def test_a_bandit_s_picture_has_the_data_and_the_policy_s_actions(tmp_path, monkeypatch):
