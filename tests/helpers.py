@@ -52,7 +52,7 @@ def tiny_flags(script, env: str = "bandit", **changes) -> list[str]:
 
 def maze_flags(data_dir: Path, runs_dir: Path) -> list[str]:
     """DriftQL on real data, long enough to be interrupted."""
-    sizes = {"steps": 1500, "log_every": 50, "eval_every": 750, "save_every": 250, "eval_episodes": 1}
+    sizes = {"steps": 600, "log_every": 20, "eval_every": 300, "save_every": 100, "eval_episodes": 1}
     flags = tiny_flags(import_module("driftql"), NAME, **sizes)
     return [*flags, "--data-dir", str(data_dir), "--runs-dir", str(runs_dir)]
 

@@ -107,7 +107,7 @@ def test_signals_save_and_say_how_to_go_on(uninterrupted, data_dir, number, tmp_
     process = start("driftql.py", *maze_flags(data_dir, tmp_path), start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("*/metrics.csv")), process)
     (directory,) = tmp_path.iterdir()
-    wait_for(lambda: "\n150," in (directory / "metrics.csv").read_text(), process)
+    wait_for(lambda: "\n120," in (directory / "metrics.csv").read_text(), process)
     os.killpg(process.pid, number)  # the workers get it too, as with Ctrl-C or a batch system
     output, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
