@@ -120,7 +120,7 @@ class Actor(nn.Module):
         time = jnp.broadcast_to(time, (*x.shape[:-1], 128))
         x = nn.Dense(self.width, kernel_init=glorot)(jnp.concatenate([x, observations, time], axis=-1))
         for _ in range(self.num_blocks):
-            residual = nn.LayerNorm()(nn.Dropout(self.dropout, deterministic=not training)(x))
+            residual = nn.LayerNorm(use_fast_variance=False)(nn.Dropout(self.dropout, deterministic=not training)(x))
             residual = jax.nn.mish(nn.Dense(4 * self.width)(residual))
             x = x + nn.Dense(self.width)(residual)
         return nn.Dense(self.action_dim, kernel_init=glorot)(jax.nn.mish(x))
