@@ -190,16 +190,15 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
 
     def actor_loss(actor_params, state, batch, key):
-        candidates_key, action_key = jax.random.split(key)
+        # N + 1 fresh actions per state in one pass: the candidates, and one for Q.
+        repeated = jnp.repeat(batch["observations"], args.num_candidates + 1, axis=0)  # (B (N + 1), S)
+        actions = sample_actions(actor_params, repeated, key).reshape(-1, args.num_candidates + 1, action_dim)
 
-        # Behaviour: candidates drift to where the data are.
-        repeated = jnp.repeat(batch["observations"][:, None], args.num_candidates, axis=1)  # (B, N, S)
-        candidates = sample_actions(actor_params, repeated, candidates_key)  # (B, N, A)
-        drift = drift_loss(candidates, batch["actions"], args.temperature, args.kernel)
+        # Behaviour: candidates (B, N, A) drift to where the data are.
+        drift = drift_loss(actions[:, :-1], batch["actions"], args.temperature, args.kernel)
 
-        # Improvement: the mean of the critics at one fresh action per state; their parameters are constants here.
-        actions = sample_actions(actor_params, batch["observations"], action_key)
-        q = critic.apply(state.params["critic"], batch["observations"], actions).mean(axis=0)
+        # Improvement: the mean of the critics at the last action; their parameters are constants here.
+        q = critic.apply(state.params["critic"], batch["observations"], actions[:, -1]).mean(axis=0)
         q_loss = -q.mean()
 
         loss = args.alpha * drift + q_loss  # Eq. 12
