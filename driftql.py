@@ -190,16 +190,15 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
 
     def actor_loss(actor_params, state, batch, key):
-        candidates_key, action_key = jax.random.split(key)
+        # N + 1 fresh actions per state in one pass: the candidates, and one for Q.
+        repeated = jnp.repeat(batch["observations"], args.num_candidates + 1, axis=0)  # (B (N + 1), S)
+        actions = sample_actions(actor_params, repeated, key).reshape(-1, args.num_candidates + 1, action_dim)
 
-        # Behaviour: candidates drift to where the data are.
-        repeated = jnp.repeat(batch["observations"][:, None], args.num_candidates, axis=1)  # (B, N, S)
-        candidates = sample_actions(actor_params, repeated, candidates_key)  # (B, N, A)
-        drift = drift_loss(candidates, batch["actions"], args.temperature, args.kernel)
+        # Behaviour: candidates (B, N, A) drift to where the data are.
+        drift = drift_loss(actions[:, :-1], batch["actions"], args.temperature, args.kernel)
 
-        # Improvement: the mean of the critics at one fresh action per state; their parameters are constants here.
-        actions = sample_actions(actor_params, batch["observations"], action_key)
-        q = critic.apply(state.params["critic"], batch["observations"], actions).mean(axis=0)
+        # Improvement: the mean of the critics at the last action; their parameters are constants here.
+        q = critic.apply(state.params["critic"], batch["observations"], actions[:, -1]).mean(axis=0)
         q_loss = -q.mean()
 
         loss = args.alpha * drift + q_loss  # Eq. 12
@@ -234,13 +233,20 @@ def train_chunk(
     """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
     and the mean of each metric over them."""
 
-    def step(state, _):
+    @jax.jit  # so that the two uses below trace it once
+    def step(state):
         key, batch_key = jax.random.split(state.key)
         batch = sample(buffer, batch_key, batch_size)
         return agent.update(state._replace(key=key), batch)
 
-    state, metrics = jax.lax.scan(step, state, length=num_updates)
-    return state, jax.tree.map(jnp.mean, metrics)
+    def step_and_add(carry, _):
+        state, metrics = step(carry[0])
+        return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
+
+    # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
+    names = jax.tree.structure(jax.eval_shape(step, state)[1])
+    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(names.num_leaves)), length=num_updates)
+    return state, jax.tree.unflatten(names, sums / num_updates)
 
 
 def main(args: Args) -> Path:

@@ -29,7 +29,7 @@ class MLP(nn.Module):
         for size in self.hidden_dims:
             x = self.activation(nn.Dense(size, kernel_init=self.kernel_init)(x))
             if self.layer_norm:
-                x = nn.LayerNorm()(x)
+                x = nn.LayerNorm(use_fast_variance=False)(x)
         return nn.Dense(self.output_dim, kernel_init=self.kernel_init)(x)
 
 

@@ -3,7 +3,14 @@
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import kernels
+
+from common.cli import one_line_errors
 
 
 def test_bench_prints_a_row_per_script():
@@ -18,3 +25,81 @@ def test_bench_prints_a_row_per_script():
         assert float(cells["scan / host"]) > 0
         assert float(cells["GFLOP/update"]) > 0
     assert "critic at all too" in output
+
+
+# What XLA writes about a program, shortened: a loop of updates with a gather, a product by cuBLAS, and in the middle of
+# it a loop of three passes, with a graph before it and one in its body.
+HLO = """HloModule jit_alone, is_scheduled=true
+
+%take (p.0: f32[1000,8], p.1: s32[16]) -> f32[16,8] {
+  %p.1 = s32[16]{0} parameter(1)
+  %p.0 = f32[1000,8]{1,0} parameter(0)
+  ROOT %gather.1 = f32[16,8]{1,0} gather(%p.0, %p.1), offset_dims={1}
+}
+
+%inner (t.1: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  %t.1 = (s32[], f32[16,8]{1,0}) parameter(0)
+  %x.1 = f32[16,8]{1,0} get-tuple-element(%t.1), index=1
+  %scaled.1 = f32[16,8]{1,0} fusion(%x.1), kind=kLoop, calls=%scale
+  ROOT %out.1 = (s32[], f32[16,8]{1,0}) tuple(%i.1, %scaled.1)
+}
+
+%update (t.2: (s32[], f32[1000,8], s32[16], /*index=3*/f32[8,4])) -> (s32[]) {
+  %table.1 = f32[1000,8]{1,0} get-tuple-element(%t.2), index=1
+  %rows.1 = s32[16]{0} get-tuple-element(%t.2), index=2
+  %weights.1 = f32[8,4]{1,0} get-tuple-element(%t.2), index=3
+  %taken.1 = f32[16,8]{1,0} fusion(%table.1, %rows.1), kind=kLoop, calls=%take, metadata={op_name="take"}
+  %loop.1 = (s32[], f32[16,8]{1,0}) while(%start.1), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  %x.2 = f32[16,8]{1,0} get-tuple-element(%loop.1), index=1
+  %product.1 = (f32[16,4]{1,0}, s8[4194304]{0}) custom-call(%x.2, /*index=1*/%weights.1), custom_call_target="__cublas$lt$matmul"
+  ROOT %out.2 = (s32[]) tuple(%i.2)
+}
+
+ENTRY %main (a.1: f32[1000,8]) -> (s32[]) {
+  ROOT %while.1 = (s32[], f32[1000,8]{1,0}) while(%a.1), condition=%c.2, body=%update, backend_config={"known_trip_count":{"n":"5000"}}
+}
+"""  # noqa: E501
+THUNKS = """000: kCopy          [source | next=001 (1)] kCopy
+001: kWhile         [prev=000 (1) | sink]
+condition:
+    002: kCustomKernel  [source | sink] compare grid: [1, 1, 1]
+  body:
+    003: kCommandBuffer [source | next=005 (1)]
+        004: kCustomKernel  [source | sink] take grid: [1, 1, 1]
+    005: kWhile         [prev=003 (1) | next=009 (1)]
+condition:
+        006: kCustomKernel  [source | sink] compare grid: [1, 1, 1]
+      body:
+        007: kCommandBuffer [source | sink]
+            008: kCustomKernel  [source | sink] scale grid: [1, 1, 1]
+    009: kCublasLtMatmul [prev=005 (1) | sink] kCublasLtMatmul
+010: kCommandBuffer [prev=001 (1) | sink]
+    011: kCustomKernel  [source | sink] mean grid: [1, 1, 1]
+"""
+
+
+def test_kernels_of_one_update_are_counted():
+    """What comes before and after the loop of updates is not; what is in a loop inside of it, as often as it runs."""
+    take, scale, product = 16 * 8 * 4 + 16 * 4 + 16 * 8 * 4, 2 * 16 * 8 * 4, (16 * 8 + 8 * 4 + 16 * 4) * 4
+    computations = kernels.parse(HLO)
+    assert kernels.walk(computations, "update") == (take + 3 * scale + product, [3])
+    counts = kernels.count(HLO, THUNKS)
+    assert counts == {"kernels": 5, "graphs": 4, "outside": 1, "MiB moved": 0}
+
+
+def test_kernels_says_what_is_missing(monkeypatch, capsys):
+    def nothing(*_, **__):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(kernels.topologies, "get_topology_desc", nothing)
+    for argv, line in (
+        (["driftql"], 'no compiler for GPUs that fits this JAX: uv pip install -e ".[kernels]"'),
+        (["drift"], "argument script: invalid choice: 'drift'"),
+        (["driftql", "--dims", "0", "2"], "--dims must be positive."),
+    ):
+        with pytest.raises(SystemExit) as stop, one_line_errors("kernels"):
+            kernels.main(argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith(f"kernels: error: {line}")
+        assert error.count("\n") == 1
