@@ -20,9 +20,8 @@ COMPILATION = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if OWN_CACHE:
-    # Before JAX is imported; xdist's workers, the scripts and the pytest that tests start inherit it.
-    os.environ |= COMPILATION | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
+# Before JAX is imported; xdist's workers, the scripts and the pytest that tests start inherit it.
+os.environ |= COMPILATION | ({"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")} if OWN_CACHE else {})
 
 from helpers import SCRIPTS, launch, maze_flags, write_pointmaze  # noqa: E402
 
