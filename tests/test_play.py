@@ -75,7 +75,7 @@ def test_a_film(bandit, tmp_path, monkeypatch):
         (dict(task=2), "has no tasks"),
         (dict(seed=7), "has seeds 3 to 4, not 7"),
         (dict(episodes=0), "must be positive"),
-        (dict(pictures=True, episodes=3), "leave --task, --episodes and --seed out"),
+        (dict(pictures=True, episodes=3), "leave --task, --episodes, --seed and --grid out"),
         (dict(film="film.gif"), "no pictures"),
     ],
 )
