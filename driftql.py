@@ -82,6 +82,9 @@ class Args(cli.Args):
 class Actor(MLP):
     """f(s, noise) -> action, not clipped: an MLP without LayerNorm on the two inputs side by side."""
 
+    # GELU's inner values are computed again for the gradient: kept for all candidates, they fill the memory.
+    activation: Callable = jax.checkpoint(jax.nn.gelu)
+
     def __call__(self, observations: jax.Array, noise: jax.Array) -> jax.Array:
         return super().__call__(jnp.concatenate([observations, noise], axis=-1))
 
@@ -206,8 +209,10 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
 
     def update(state, batch):
         key, critic_key, actor_key = jax.random.split(state.key, 3)
+        # The barrier: XLA would join the pass for the next actions to that for the candidates, and on a GPU copy all
+        # activations of both.
         critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-            state.params["critic"], state, batch, critic_key
+            state.params["critic"], jax.lax.optimization_barrier(state), batch, critic_key
         )
         actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.params["actor"], state, batch, actor_key)
 
