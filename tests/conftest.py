@@ -38,6 +38,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "pictures: the runs of this test draw their pictures")
+
+
 def pytest_addoption(parser):
     own = parser.getgroup("your own algorithm", "pytest tests/test_learning.py --script NAME")
     own.addoption("--script", help="module to try instead of the five, from the folder it stands in or the root")
@@ -49,6 +53,13 @@ def pytest_generate_tests(metafunc):
     if "script" in metafunc.fixturenames:
         own = metafunc.config.getoption("script")
         metafunc.parametrize("script", [own] if own else SCRIPTS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Runs draw their pictures, a second or two each, where the test is about them: @pytest.mark.pictures."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr("common.runs.draw_run", lambda *_: [])
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def interval(*values):
 # ---------------------------------------------------------------------------------------------------------------- a run
 
 
+@pytest.mark.pictures
 def test_what_a_run_leaves_behind(tmp_path, capsys):
     argv = (*tiny_flags(driftql, seed=3, num_seeds=2), "--runs-dir", tmp_path)
     directory = launch(driftql, *argv)
@@ -425,6 +426,7 @@ def test_a_killed_evaluation_worker_is_one_line_that_says_how_to_go_on(monkeypat
     assert f"--resume {directory}" in error
 
 
+@pytest.mark.pictures
 def test_pictures_that_fail_do_not_fail_the_run(monkeypatch, tmp_path, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
