@@ -50,7 +50,7 @@ def test_results_do_not_depend_on_the_log_interval(tmp_path):
 
 DEVICES = """
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 sys.path[:0] = [sys.argv[1], os.path.join(sys.argv[1], "tests")]
 import jax, numpy as np
 from test_seeds import trained
