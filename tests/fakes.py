@@ -3,6 +3,8 @@
 import gymnasium
 import numpy as np
 
+from common.environments import make_ogbench_env
+
 
 class Recorder(gymnasium.Env):
     """Ten steps; the reward is the action, the observation counts the steps, success comes in odd episodes."""
@@ -37,3 +39,8 @@ class Listener(Recorder):
 class Failing(Recorder):
     def step(self, action):
         raise FloatingPointError("the simulation blew up")
+
+
+def make_short_maze(name: str, steps: int) -> gymnasium.Env:
+    """OGBench's maze, its episodes cut after so many steps."""
+    return gymnasium.wrappers.TimeLimit(make_ogbench_env(name, 1), steps)

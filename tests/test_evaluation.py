@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Failing, Listener, Recorder
+from fakes import Failing, Listener, Recorder, make_short_maze
 from helpers import NAME, ROOT, alive, wait_for
 
 import driftql
@@ -73,7 +73,7 @@ def test_result_does_not_depend_on_the_number_of_workers():
 
 
 def test_episodes_are_seeded_by_seed_evaluation_and_episode():
-    make_env = functools.partial(make_ogbench_env, NAME, 1)
+    make_env = functools.partial(make_short_maze, NAME, 40)
     with Evaluator(maze_args(num_seeds=2, eval_workers=1), make_env, noisy_act) as evaluate:
         state = jnp.zeros(2)
         first, again, later = (evaluate(state, step).result() for step in (0, 0, 100))

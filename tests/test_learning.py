@@ -29,7 +29,7 @@ IMPROVE = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def optimized():
     """Thousands of updates: here it is worth while to compile as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
@@ -61,7 +61,7 @@ def train(script, dataset, steps, **changes):
     return agent, chunk(agent.init(jax.random.PRNGKey(0)), make_buffer(dataset))
 
 
-def test_critic_finds_the_known_values(script, clone):
+def test_critic_finds_the_known_values(script, clone, optimized):
     """Constant reward, delayed reward, a mask of 0 in the middle of a trajectory, a time limit with mask 1."""
     rows = [
         # state, reward, mask, terminal, value at discount 0.5
@@ -77,8 +77,8 @@ def test_critic_finds_the_known_values(script, clone):
     ]
     states, rewards, masks, terminals, values = zip(*rows)
     dataset = make_dataset([[x - 3.5] for x in states], [[0.3]] * len(rows), rewards, masks, terminals)
-    settings = {"discount": 0.5, "batch_size": 64} | clone
-    agent, state = train(script, dataset, 5000, **settings)
+    settings = {"discount": 0.5, "batch_size": 64, "target_rate": 0.1} | clone
+    agent, state = train(script, dataset, 2500, **settings)
     buffer = make_buffer(dataset)
 
     def q(row):
@@ -92,7 +92,7 @@ def test_critic_finds_the_known_values(script, clone):
 
 def test_of_two_actions_the_policy_takes_the_better_one(script, improve):
     dataset = make_dataset([[1.0]] * 2, [[-0.5], [0.5]], [0.0, 1.0], [0.0, 0.0], [1, 1])
-    agent, state = train(script, dataset, 2000, **improve)
+    agent, state = train(script, dataset, 800, **improve)
     actions = agent.act(state, jnp.ones((200, 1)), jax.random.PRNGKey(1))
     assert np.mean(actions > 0.25) > 0.95
 
