@@ -1,6 +1,7 @@
 """tools/play.py: a run's policy plays again what the run's last evaluation was, and more."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import play
 
 TINY = dict(hidden_dims=(8,), batch_size=8, num_candidates=2, noise_dim=2, eval_workers=1, progress=False)
 TINY |= dict(steps=4, log_every=2, eval_every=4, save_every=4)
+
+
+pytestmark = pytest.mark.xdist_group("play")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +69,12 @@ def test_a_film(bandit, tmp_path, monkeypatch):
     """Of frames that need no OpenGL."""
     frames = [np.full((4, 4, 3), shade, np.uint8) for shade in (0, 100, 200)]
     monkeypatch.setattr("common.evaluation.play_film", lambda *_, **__: frames)
-    ask(bandit, seed=3, film=tmp_path / "film.gif")
-    assert len(imageio.v3.imread(tmp_path / "film.gif")) == 3
+    stopped = tmp_path / "stopped"  # before its last step
+    shutil.copytree(bandit, stopped)
+    (stopped / "config.json").write_text((bandit / "config.json").read_text().replace('"steps": 4', '"steps": 400'))
+    for run in (bandit, stopped):
+        ask(run, seed=3, film=tmp_path / f"{run.name}.gif")
+        assert len(imageio.v3.imread(tmp_path / f"{run.name}.gif")) == 3
 
 
 @pytest.mark.parametrize(

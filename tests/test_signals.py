@@ -59,6 +59,13 @@ def test_outside_of_the_main_thread_nothing_is_touched():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_during_a_long_wait_an_interrupt_is_not_python_s():
+    before = signal.getsignal(signal.SIGINT)
+    with signals_end_the_process():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.fixture
 def long_run(tmp_path):
     """A process in the middle of a program that takes minutes, and its run's directory."""
