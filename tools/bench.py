@@ -38,7 +38,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import UserError, cli
-from common.buffers import make_buffer, sample
+from common.buffers import ReplayBuffer, make_buffer, sample
 from common.checkpoints import write_atomically
 from common.critics import Critic
 from common.results import device_summary, git_commit, versions
@@ -67,6 +67,13 @@ def random_dataset(observation_dim: int, action_dim: int, size: int = 200_000) -
         rows=np.arange(size - 1, dtype=np.int32),
         num_trajectories=1,
     )
+
+
+def buffer_shapes(dims: tuple[int, int], size: int, array: Callable = jax.ShapeDtypeStruct) -> ReplayBuffer:
+    """A buffer of so many transitions for a program that is only compiled. array(shape, dtype) -> one array's shape."""
+    columns = {"observations": (size, dims[0]), "actions": (size, dims[1]), "rewards": (size,), "masks": (size,)}
+    shapes: dict[str, Any] = {name: array(shape, "float32") for name, shape in columns.items()}
+    return ReplayBuffer(**shapes, rows=array((size,), "int32"))
 
 
 def seconds_per_call(call: Callable[[], object], budget: float) -> float:

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from bench import SCRIPTS
+from bench import SCRIPTS, buffer_shapes
 from jax.experimental import topologies
 from shared import Parser
 
 from common import UserError, cli
-from common.buffers import ReplayBuffer
 from common.seeds import over_seeds, seed_keys
 
 OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}  # no timing
@@ -110,7 +109,7 @@ def count(hlo: str, thunks: str) -> dict[str, Any]:
     return {name: counts[name] for name in ("kernels", "graphs", "outside")} | {"MiB moved": round(total / 2**20)}
 
 
-def measure(script: Any, args: Any, dims: list[int]) -> dict[str, Any]:
+def measure(script: Any, args: Any, dims: tuple[int, int]) -> dict[str, Any]:
     """The figures of one update of all seeds. dims: observation and action dimension. Raises UserError."""
     target = Path(__file__).with_name("h200.txtpb").read_text()
     try:
@@ -118,9 +117,7 @@ def measure(script: Any, args: Any, dims: list[int]) -> dict[str, Any]:
     except RuntimeError:
         raise UserError('no compiler for GPUs that fits this JAX: uv pip install -e ".[kernels]"') from None
     array = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(gpu))
-    shapes = {"observations": dims[:1], "actions": dims[1:], "rewards": (), "masks": ()}
-    columns: dict[str, Any] = {name: array((1_000_000, *shape), "float32") for name, shape in shapes.items()}
-    agent, buffer = script.make_agent(args, *dims), ReplayBuffer(**columns | {"rows": array((1_000_000,), "int32")})
+    agent, buffer = script.make_agent(args, *dims), buffer_shapes(dims, 1_000_000, array)
     state = jax.tree.map(lambda x: array(x.shape, x.dtype), jax.eval_shape(jax.vmap(agent.init), seed_keys(args)))
     chunk = functools.partial(script.train_chunk, agent, batch_size=args.batch_size, num_updates=5_000)
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +138,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     script = importlib.import_module(known.script)
     args = cli.parse(script.Args, script.PRESETS, rest)
-    cells = {"script": known.script, "seeds": args.num_seeds} | measure(script, args, known.dims)
+    cells = {"script": known.script, "seeds": args.num_seeds} | measure(script, args, tuple(known.dims))
     print(*(f"| {' | '.join(map(str, x))} |" for x in (cells, ["---"] * len(cells), cells.values())), sep="\n")
 
 

@@ -1,0 +1,134 @@
+"""How training grows, in three pictures: `python tools/scaling.py driftql fql`.
+
+  updates/s of all seeds together, over the number of seeds that train side by side in one program
+  time per update, over the number that an algorithm's cost grows with: candidates, flow steps, diffusion steps
+  device memory, over the transitions in the dataset: state, dataset, and what the compiled program needs on the way
+
+Times are measured in one process in turns; the median of the rounds is drawn.
+
+    python tools/scaling.py driftql fql                           # shapes and presets of antmaze-large-navigate
+    python tools/scaling.py --hidden-dims 64 64 --batch-size 64   # all five; any argument of the scripts
+    python tools/scaling.py --json scaling.json                   # the figures too
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from bench import SCRIPTS, buffer_shapes, make_scan, random_dataset, seconds_per_call
+from curves import style
+from read_runs import TITLES
+from shared import Parser
+from tqdm import tqdm
+
+from common import UserError, cli
+from common.checkpoints import write_atomically
+from common.plots import pyplot
+from common.results import device_summary, git_commit, versions
+from common.seeds import over_seeds, seed_keys
+
+SEEDS = (1, 2, 4, 8, 16)
+PASSES = (1, 2, 4, 8, 16, 32)
+SIZES = (100_000, 1_000_000, 3_000_000, 10_000_000)
+COUNTS = ("num_candidates", "flow_steps", "diffusion_steps")  # an algorithm has one of them
+
+
+def measure(names: list[str], dims: tuple[int, int], rounds: int, updates: int, argv: list[str]) -> dict[str, Any]:
+    """Script -> `updates_per_second`, `milliseconds` and `mebibytes`, each a list of [x, value], and what x `counts` in
+    the second. updates: per dispatch; argv: arguments of the scripts. Raises UserError for wrong ones."""
+    dataset, calls = random_dataset(*dims), {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        script: Any = importlib.import_module(name)
+        args = cli.parse(script.Args, script.PRESETS, argv)
+        if args.grid:
+            raise UserError("--grid: a combination costs what a seed does.")
+        (count,) = [field for field in COUNTS if hasattr(args, field)]
+        found[name] = {"counts": count, "mebibytes": mebibytes(script, args, dims)}
+        for what, field, values in (("updates_per_second", "num_seeds", SEEDS), ("milliseconds", count, PASSES)):
+            for value in values:
+                changed = dataclasses.replace(args, **{field: value})
+                agent = script.make_agent(changed, *dims)
+                calls[name, what, value] = make_scan(script, agent, changed, dataset, updates)
+    times: dict[tuple, list[float]] = {key: [] for key in calls}
+    for _, (key, call) in tqdm(list(itertools.product(range(rounds + 1), calls.items())), "measured", disable=None):
+        times[key].append(seconds_per_call(call, 0.5))
+    for (name, what, value), each in times.items():
+        once = statistics.median(each[1:]) / updates  # the first round warms up
+        figure = value / once if what == "updates_per_second" else 1e3 * once
+        found[name].setdefault(what, []).append([value, figure])
+    return found
+
+
+def mebibytes(script: Any, args: Any, dims: tuple[int, int]) -> list[list[float]]:
+    """[transitions, MiB] of the arguments of the compiled program, state and dataset, and what it needs on the way,
+    which does not depend on the dataset. The state's place is used again for the new one."""
+    agent = script.make_agent(args, *dims)
+    state = jax.eval_shape(jax.vmap(agent.init), seed_keys(args))
+    chunk = functools.partial(script.train_chunk, agent, batch_size=args.batch_size, num_updates=args.log_every)
+    compiled = jax.jit(over_seeds(chunk, state), donate_argnums=0).lower(state, buffer_shapes(dims, SIZES[0])).compile()
+    memory: Any = compiled.memory_analysis()
+    arrays = [jax.tree.leaves((state, buffer_shapes(dims, size))) for size in SIZES]
+    held = [sum(x.size * x.dtype.itemsize for x in each) for each in arrays]
+    return [[size, (bytes_held + memory.temp_size_in_bytes) / 2**20] for size, bytes_held in zip(SIZES, held)]
+
+
+def draw(found: dict[str, Any], title: str, path: Path) -> None:
+    """Three pictures side by side, one colour per algorithm; all axes are logarithmic."""
+    figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.8))
+    for name, figures in found.items():
+        for panel, what in zip(axes, ("updates_per_second", "milliseconds", "mebibytes")):
+            suffix = f", {figures['counts'].replace('_', ' ')}" if what == "milliseconds" else ""
+            panel.plot(*zip(*figures[what]), **style(name), label=f"{TITLES[name]}{suffix}", lw=1.8, ms=5)
+    labels = (
+        ("seeds side by side", "updates/s of all seeds", SEEDS),
+        ("candidates or steps, as the legend says", "ms per update", PASSES),
+        ("transitions in the dataset", "device memory, MiB", SIZES),
+    )
+    for panel, (x, y, ticks) in zip(axes, labels):
+        panel.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
+        panel.set_xticks(ticks, [f"{tick:g}" if tick < 1e4 else f"{tick / 1e6:g}M" for tick in ticks])
+        panel.xaxis.set_minor_locator(pyplot().NullLocator())
+        panel.grid(alpha=0.3, which="both")
+        panel.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot().close(figure)
+
+
+def main(argv: list[str]) -> None:
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    parser = Parser("tools/scaling.py", __doc__)
+    parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
+    parser.add_argument("--updates", type=int, default=20, help="in one dispatch")
+    parser.add_argument("--out", type=Path, default=Path("scaling.png"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    known, rest = parser.parse_known_args(argv[len(names) :])
+    if unknown := [name for name in names if name not in SCRIPTS]:
+        raise UserError(f"no script '{unknown[0]}'; there are {', '.join(SCRIPTS)}.")
+    if min(*known.dims, known.rounds, known.updates) <= 0:
+        raise UserError("--dims, --rounds and --updates must be positive.")
+    pyplot()  # says at once what is missing
+    with contextlib.redirect_stdout(sys.stderr):
+        found = measure(names or SCRIPTS, tuple(known.dims), known.rounds, known.updates, rest)
+    draw(found, f"{device_summary()}; {' '.join(rest) or 'the presets'}", known.out)
+    if known.json:
+        about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
+        about |= {"command": ["tools/scaling.py", *argv], "scripts": found}
+        write_atomically(known.json, json.dumps(about, indent=2).encode())
+    print(known.out)
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors("scaling"):
+        main(sys.argv[1:])
