@@ -1,5 +1,6 @@
 """What stands in tools/, run as a person does."""
 
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 
 import kernels
+import scaling
 
+from common import UserError
 from common.cli import one_line_errors
 
 
@@ -25,6 +28,22 @@ def test_bench_prints_a_row_per_script():
         assert float(cells["scan / host"]) > 0
         assert float(cells["GFLOP/update"]) > 0
     assert "critic at all too" in output
+
+
+def test_scaling_measures_and_draws_three_pictures(monkeypatch, tmp_path):
+    for name, values in (("SEEDS", (1, 2)), ("PASSES", (2,)), ("SIZES", (1_000, 3_000))):
+        monkeypatch.setattr(scaling, name, values)
+    argv = ["drol", "--dims", "3", "2", "--rounds", "1", "--updates", "2", "--hidden-dims", "8", "--batch-size", "8"]
+    scaling.main([*argv, "--out", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json")])
+    figures = json.loads((tmp_path / "a.json").read_text())["scripts"]["drol"]
+    assert [x for x, _ in figures["updates_per_second"]] == [1, 2]
+    assert figures["counts"] == "num_candidates" and figures["milliseconds"][0][1] > 0
+    (_, small), (_, large) = figures["mebibytes"]
+    assert large - small == pytest.approx(2_000 * 4 * (3 + 2 + 1 + 1 + 1) / 2**20)  # float32 columns and int32 rows
+    assert small > 1_000 * 4 * 8 / 2**20
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="no script 'driftl'"):
+        scaling.main(["driftl"])
 
 
 # What XLA writes about a program, shortened: a loop of updates with a gather, a product by cuBLAS, and in the middle of
