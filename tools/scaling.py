@@ -82,7 +82,7 @@ def mebibytes(script: Any, args: Any, dims: tuple[int, int]) -> list[list[float]
 
 
 def draw(found: dict[str, Any], title: str, path: Path) -> None:
-    """Three pictures side by side, one colour per algorithm; all axes are logarithmic."""
+    """Three pictures side by side, one colour per algorithm."""
     figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.8))
     for name, figures in found.items():
         for panel, what in zip(axes, ("updates_per_second", "milliseconds", "mebibytes")):
@@ -94,11 +94,14 @@ def draw(found: dict[str, Any], title: str, path: Path) -> None:
         ("transitions in the dataset", "device memory, MiB", SIZES),
     )
     for panel, (x, y, ticks) in zip(axes, labels):
-        panel.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
+        panel.set(xlabel=x, ylabel=y, xscale="log", yscale="log" if panel is axes[2] else "linear")
         panel.set_xticks(ticks, [f"{tick:g}" if tick < 1e4 else f"{tick / 1e6:g}M" for tick in ticks])
         panel.xaxis.set_minor_locator(pyplot().NullLocator())
         panel.grid(alpha=0.3, which="both")
         panel.legend(frameon=False, fontsize=8)
+    for panel in axes[:2]:
+        panel.set_ylim(bottom=0)
+    axes[2].yaxis.set_major_formatter("{x:,.0f}")
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
