@@ -41,10 +41,11 @@ def scores(dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
     counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
     score = counted.mean(axis=0)
     what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
+    which = f"last {len(counted)} evaluations" if len(counted) > 1 else "last evaluation"
     return {
         "score": float(score.mean()),
         "score_per_seed": score.tolist(),
-        "score_is": f"mean {what} of the last {len(counted)} evaluations",
+        "score_is": f"mean {what} of the {which}",
         "last_per_seed": values[-1].tolist(),
         "best_per_seed": values.max(axis=0).tolist(),
         "evaluations": evaluations,

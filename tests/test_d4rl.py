@@ -557,7 +557,7 @@ def test_scripts_train_on_d4rls_layout(name, env, file, environment, tmp_path):
     last = result["evaluations"][-1]
     np.testing.assert_allclose(last["normalized"], d4rl.normalized(last["return"], d4rl.TASKS[task].reference))
     assert result["score_per_seed"] == last["normalized"]
-    assert result["score_is"] == "mean normalized return 100 (R - min) / (max - min) of the last 1 evaluations"
+    assert result["score_is"] == "mean normalized return 100 (R - min) / (max - min) of the last evaluation"
     data = result["dataset"]
     assert (data["source"], data["path"], data["environment"]) == ("d4rl", str(path), environment)
     assert len(data["sha256"]) == 64

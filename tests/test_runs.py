@@ -129,7 +129,7 @@ def test_a_run_by_hand(tmp_path, capsys):
     assert checkpoints.load(directory)["step"] == 20
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("success"))
     assert "0.75 at the last evaluation" in line
-    assert "score 0.75 +- 0.25 (mean success of the last 1 evaluations, 2 seeds)" in line
+    assert "score 0.75 +- 0.25 (mean success of the last evaluation, 2 seeds)" in line
 
 
 def test_training_goes_on_during_an_evaluation(tmp_path, monkeypatch):
