@@ -13,7 +13,7 @@ def test_sac_finds_the_best_action_and_its_value():
     args = sac.Args(out="", hidden_dims=(32, 32), learning_rate=3e-3, batch_size=256, discount=0.5)
     init, update, act = sac.make_sac(args, observation_dim=1, action_dim=1)
     state, rng = init(jax.random.PRNGKey(0)), np.random.default_rng(0)
-    for _ in range(1500):
+    for _ in range(900):
         s, a = rng.choice([-1.0, 1.0], (256, 1)), rng.uniform(-1, 1, (256, 1))
         batch = {"observations": s, "actions": a, "rewards": -((a - 0.5 * s)[:, 0] ** 2)}
         batch["next_observations"] = rng.choice([-1.0, 1.0], (256, 1))
