@@ -50,7 +50,8 @@ def test_the_last_evaluation_again_and_the_pictures_of_it(bandit, capsys):
 
 def test_one_seed_and_more_episodes_that_begin_with_the_same(bandit, tmp_path):
     eight, more = ask(bandit), ask(bandit, seed=4, episodes=20, rollouts=tmp_path / "where.png")
-    np.testing.assert_array_equal(more["return"][0, :8], eight["return"][1])
+    # One seed and 20 episodes are another program than two and eight: the last digit may differ (jax 0.6 does).
+    np.testing.assert_allclose(more["return"][0, :8], eight["return"][1], rtol=1e-6)
     assert more["return"].shape == (1, 20)
     assert (tmp_path / "where.png").stat().st_size
 
