@@ -35,10 +35,10 @@ from common.plots import pyplot
 from common.results import device_summary, git_commit, versions
 from common.seeds import over_seeds, seed_keys
 
-SEEDS = (1, 2, 4, 8, 16)
-PASSES = (1, 2, 4, 8, 16, 32)
+SEEDS: tuple[int, ...] = (1, 2, 4, 8, 16)
+PASSES: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 SIZES = (100_000, 1_000_000, 3_000_000, 10_000_000)
-COUNTS = ("num_candidates", "flow_steps", "diffusion_steps")  # an algorithm has one of them
+COUNTS = ("num_candidates", "flow_steps", "diffusion_steps")  # the five have one of them each
 
 
 def measure(names: list[str], dims: tuple[int, int], rounds: int, updates: int, argv: list[str]) -> dict[str, Any]:
@@ -51,9 +51,10 @@ def measure(names: list[str], dims: tuple[int, int], rounds: int, updates: int, 
         args = cli.parse(script.Args, script.PRESETS, argv)
         if args.grid:
             raise UserError("--grid: a combination costs what a seed does.")
-        (count,) = [field for field in COUNTS if hasattr(args, field)]
+        count = next((field for field in COUNTS if hasattr(args, field)), None)
         found[name] = {"counts": count, "mebibytes": mebibytes(script, args, dims)}
-        for what, field, values in (("updates_per_second", "num_seeds", SEEDS), ("milliseconds", count, PASSES)):
+        varied = [("updates_per_second", "num_seeds", SEEDS)] + ([("milliseconds", count, PASSES)] if count else [])
+        for what, field, values in varied:
             for value in values:
                 changed = dataclasses.replace(args, **{field: value})
                 agent = script.make_agent(changed, *dims)
@@ -86,8 +87,10 @@ def draw(found: dict[str, Any], title: str, path: Path) -> None:
     figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.8))
     for name, figures in found.items():
         for panel, what in zip(axes, ("updates_per_second", "milliseconds", "mebibytes")):
+            if what not in figures:  # an algorithm of one's own that has no such number
+                continue
             suffix = f", {figures['counts'].replace('_', ' ')}" if what == "milliseconds" else ""
-            panel.plot(*zip(*figures[what]), **style(name), label=f"{TITLES[name]}{suffix}", lw=1.8, ms=5)
+            panel.plot(*zip(*figures[what]), **style(name), label=f"{TITLES.get(name, name)}{suffix}", lw=1.8, ms=5)
     labels = (
         ("seeds side by side", "updates/s of all seeds", SEEDS),
         ("candidates or steps, as the legend says", "ms per update", PASSES),
