@@ -248,7 +248,7 @@ def _groups(args_class: type, default: Any) -> type:
             value = field.default if default is None else getattr(default, field.name)
             hint = Annotated[hints[field.name], tyro.conf.arg(help=docs.get(field.name))]  # type: ignore
             typed.append((field.name, hint, dataclasses.field(default=value)))
-        title = str(owner.__doc__) if owner is not args_class else "algorithm" if issubclass(owner, Args) else "options"
+        title = str(owner.__doc__) if owner is not args_class else "algorithm" if issubclass(owner, Args) else "command"
         group = dataclasses.make_dataclass(title, typed, kw_only=True)
         groups.append((title, Annotated[group, tyro.conf.arg(help="")]))
     return dataclasses.make_dataclass("Arguments", groups)
