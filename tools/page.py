@@ -8,14 +8,23 @@ from pathlib import Path
 from curves import by_problem, draw_curves
 from read_runs import TITLES, Group
 from shared import ROOT, duration
-from tables import LIST_HEADER, Papers, aggregates, command, hardware, list_row, paper_text, reach_text, score_text
+from tables import (
+    LIST_HEADER,
+    Papers,
+    aggregates,
+    command,
+    default_task,
+    hardware,
+    list_row,
+    paper_text,
+    reach_text,
+    score_text,
+)
 
 from common.plots import pyplot
 
 BASELINES = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC", "ifql": "IFQL", "fbrac": "FBRAC"}
 THRESHOLDS = (50, 90)  # success in percent, or a normalized return
-# OGBench's default task, on which its papers tune; 2 where the environment is not named here.
-DEFAULT_TASKS = {"antmaze": "1", "humanoidmaze": "1", "antsoccer": "4", "puzzle": "4"}
 
 COMPARISON = """Success in percent, on D4RL the normalized return. Ours: the mean over seeds [95% interval, Student's
 t], a link to its command, data and hardware; a cell without one was not run. Papers: mean ± standard deviation, at full
@@ -91,7 +100,7 @@ def comparison(groups: list[Group], papers: Papers, anchors: dict[int, str]) -> 
         for algo in TITLES:
             ours = "".join(ours_cell(group, anchors) for group in here if group.algo == algo)
             cells.append(paper_cell(papers, (env, task, algo)) + ours)
-        seen = here or task == DEFAULT_TASKS.get(env.split("-")[0], "2")
+        seen = here or task == default_task(env)
         rows["seen" if seen else {"": "D4RL", "mean": "mean"}.get(task, "other")].append(cells)
     header = ["", *TITLES.values()]
     baselines = [

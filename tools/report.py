@@ -20,7 +20,7 @@ import numpy as np
 from page import page
 from read_runs import Group, iqm_interval, mean_interval, read_runs
 from shared import Parser, read_json, write_json
-from tables import LIST_HEADER, Papers, find_paper, hardware, list_row, read_papers
+from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers
 
 from common import UserError
 from common.cli import one_line_errors
@@ -30,16 +30,30 @@ updates updates_per_second wall_seconds device paper_mean paper_std paper_seeds 
 MARKERS = ("<!-- results: written by tools/report.py -->", "<!-- end of results -->")
 
 
+def markdown_table(rows: list[list[str]]) -> str:
+    """The first row is the header."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
+
+
 def markdown(groups: list[Group], papers: Papers) -> str:
     """A table with one row per group, and what its numbers mean."""
-    rows = [LIST_HEADER, ["---"] * len(LIST_HEADER), *(list_row(group, papers) for group in groups)]
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    table = markdown_table([LIST_HEADER, *(list_row(group, papers) for group in groups)])
     note = (
         "Success in percent, on D4RL the normalized return. Ours: the mean over seeds [95% interval, Student's t]; "
         "settings: what differs from the script's preset. Papers: mean ± standard deviation, at full size on the "
         "official data; none beside Minari's data or one's own file."
     )
-    return "\n".join([*lines, "", note, ""])
+    return f"{table}\n\n{note}\n"
+
+
+def readme_text(groups: list[Group], papers: Papers) -> str:
+    """The benchmark's table, with the cells that are still empty, and below it what else was run."""
+    rows, others = benchmark(groups, papers)
+    text = markdown_table(rows) + "\n"
+    if others:
+        text += f"\nRun in another way, smaller, on other data or problems:\n\n{markdown(others, papers)}"
+    return text
 
 
 def write_csv(groups: list[Group], papers: Papers, file) -> None:
@@ -119,7 +133,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"cannot write {path}: {error.strerror}.") from None
         print(path)
     if args.readme:
-        write_readme(args.readme, markdown(groups, papers))
+        write_readme(args.readme, readme_text(groups, papers))
     if args.save:
         save(groups, args.save)
     for run, reason in left_out:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from read_runs import METRICS, NOT_SETTINGS, Group, iqm_interval, mean_interval, presets, time_to_score
+from read_runs import METRICS, NOT_SETTINGS, TITLES, Group, iqm_interval, mean_interval, presets, time_to_score
 from shared import ROOT, duration
+
+# OGBench's default task, on which its papers tune; 2 where the environment is not named here.
+DEFAULT_TASKS = {"antmaze": "1", "humanoidmaze": "1", "antsoccer": "4", "puzzle": "4"}
 
 # ------------------------------------------------------------------------------------------------- the papers' numbers
 
@@ -34,6 +37,11 @@ def read_papers() -> Papers:
             )
             for row in csv.DictReader(file)
         }
+
+
+def default_task(env: str) -> str:
+    """Of an OGBench environment, as the papers' numbers name it."""
+    return DEFAULT_TASKS.get(env.split("-")[0], "2")
 
 
 # --------------------------------------------------------------------------------------------------------------- ours
@@ -116,6 +124,22 @@ def aggregates(groups: list[Group]) -> list[list[str]]:
         iqm = interval_text(*iqm_interval(scores))
         rows.append([title, data, settings, f"{len(scores)}: {tasks}", seeds, METRICS[metric], iqm, f"{mean:.1f}"])
     return rows
+
+
+def benchmark(groups: list[Group], papers: Papers) -> tuple[list[list[str]], list[Group]]:
+    """OGBench's default tasks x algorithms, header first, empty where nothing was run on official data with the
+    script's preset; and the groups that stand in no cell."""
+    tasks = [(env, task) for env, task in dict.fromkeys((env, task) for env, task, _ in papers) if task.isdigit()]
+    cells = {
+        (group.env, str(group.task), group.algo): group for group in groups if group.official and not group.settings
+    }
+    rows, shown = [["", *TITLES.values()]], []
+    for env, task in tasks:
+        if task == default_task(env):
+            found = [cells.get((env, task, algo)) for algo in TITLES]
+            rows.append([env, *(score_text(group) if group else "" for group in found)])
+            shown += found
+    return rows, [group for group in groups if group not in shown]
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
