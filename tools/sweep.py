@@ -227,7 +227,7 @@ def run_on_slurm(jobs: list[Job], args: argparse.Namespace, watch: Watch) -> Non
         statuses = watch(jobs, queued=slurm_queue())
         if not any(s.state == "running" or s.queued for s in statuses.values()):
             return
-    array = sorted({entry.split("_")[0] for job in jobs if (entry := slurm_id(job.folder))})
+    array = sorted({number.split("_")[0] for job in jobs if (number := slurm_id(job.folder))})
     print(f"the jobs stay in SLURM's queue; scancel {' '.join(array)} ends them", file=sys.stderr)
 
 
