@@ -330,7 +330,7 @@ BANDIT = dict(
 )  # fmt: skip
 POINTMAZE = dict(
     hidden_dims=(64, 64, 64), batch_size=64, discount=0.995, target_rate=0.02, q_agg="min", alpha=0.5,
-    steps=100_000, log_every=1_000, eval_every=10_000, save_every=20_000, collect_episodes=200,
+    steps=80_000, log_every=1_000, eval_every=5_000, save_every=20_000, collect_episodes=200,
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 
