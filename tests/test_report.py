@@ -375,6 +375,7 @@ def test_the_page_is_self_contained_and_every_number_leads_to_its_source(tmp_pat
 def test_markdown_csv_and_readme(tmp_path, capsys):
     make_run(tmp_path / "runs", seeds=(0, 1), finals=(0.2, 0.4), data=COLLECTED)
     make_run(tmp_path / "runs", "fql", seeds=(0, 1), finals=(0.8, 0.8))
+    make_run(tmp_path / "runs", "drol", "pointmaze-medium-navigate")
     unfinished(tmp_path / "runs", 10, age=1)
     table, numbers = written(tmp_path, "md", "csv")
     ours = "| DriftQL | 30.0 [0.0, 100.0] | 95 ± 2 (official data) | collected here, not official |"
@@ -397,12 +398,13 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         assert text.endswith(f"\n{report.MARKERS[1]}\nthe end\n")
         assert "old table" not in text
         # Official data and the preset stand in the benchmark's table; the other run, on collected data, below.
-        first, second = text.partition("Run in another way")[::2]
+        first, second = text.partition("Smaller, with other settings")[::2]
         assert "| antmaze-large-navigate |  | 80.0 [80.0, 80.0] |  |  |  |" in first
         assert first.count("|  |  |  |  |  |") == 9
         assert "| scene-play |  |  |  |  |  |" in first
         assert ours in second
         assert "FQL" not in second.replace("DriftQL", "")
+        assert "pointmaze" not in text
 
 
 def test_saved_results_are_small_and_give_the_same_report(tmp_path):

@@ -48,11 +48,12 @@ def markdown(groups: list[Group], papers: Papers) -> str:
 
 
 def readme_text(groups: list[Group], papers: Papers) -> str:
-    """The benchmark's table, with the cells that are still empty, and below it what else was run."""
+    """The benchmark's table, with the cells that are still empty, and below it what else was run on a paper's tasks."""
     rows, others = benchmark(groups, papers)
+    others = [group for group in others if find_paper(papers, group)]
     text = markdown_table(rows) + "\n"
     if others:
-        text += f"\nRun in another way, smaller, on other data or problems:\n\n{markdown(others, papers)}"
+        text += f"\nSmaller, with other settings, or on other data:\n\n{markdown(others, papers)}"
     return text
 
 
