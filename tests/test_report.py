@@ -399,7 +399,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         assert "old table" not in text
         # Official data and the preset stand in the benchmark's table; the other run, on collected data, below.
         first, second = text.partition("Smaller, with other settings")[::2]
-        assert "| antmaze-large-navigate |  | 80.0 [80.0, 80.0] |  |  |  |" in first
+        assert "| antmaze-large-navigate |  | 80.0 [80.0, 80.0], 2 seeds |  |  |  |" in first
         assert first.count("|  |  |  |  |  |") == 9
         assert "| scene-play |  |  |  |  |  |" in first
         assert ours in second

@@ -127,19 +127,19 @@ def aggregates(groups: list[Group]) -> list[list[str]]:
 
 
 def benchmark(groups: list[Group], papers: Papers) -> tuple[list[list[str]], list[Group]]:
-    """OGBench's default tasks x algorithms, header first, empty where nothing was run on official data with the
-    script's preset; and the groups that stand in no cell."""
+    """OGBench's default tasks x algorithms, header first: score and number of seeds, empty where nothing was run on
+    official data with the script's preset. And the groups that stand in no cell."""
     tasks = [(env, task) for env, task in dict.fromkeys((env, task) for env, task, _ in papers) if task.isdigit()]
     cells = {
         (group.env, str(group.task), group.algo): group for group in groups if group.official and not group.settings
     }
-    rows, shown = [["", *TITLES.values()]], []
+    rows, shown = [["", *TITLES.values()]], set()
     for env, task in tasks:
         if task == default_task(env):
             found = [cells.get((env, task, algo)) for algo in TITLES]
-            rows.append([env, *(score_text(group) if group else "" for group in found)])
-            shown += found
-    return rows, [group for group in groups if group not in shown]
+            rows.append([env, *(f"{score_text(group)}, {len(group.seeds)} seeds" if group else "" for group in found)])
+            shown |= {id(group) for group in found}
+    return rows, [group for group in groups if id(group) not in shown]
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
