@@ -1,6 +1,7 @@
 """What stands in tools/, run as a person does."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from common.cli import one_line_errors
 
 def test_bench_prints_a_row_per_script():
     argv = ["drol", "--dims", "3", "2", "--rounds", "1", "--seconds", "0.1"]
-    argv += ["--hidden-dims", "16", "--batch-size", "64"]
+    argv += ["--hidden-dims", "16", "--batch-size", "64", "--num-seeds", "2"]
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), *argv]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     header, _, *rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
@@ -28,6 +29,7 @@ def test_bench_prints_a_row_per_script():
         assert float(cells["scan / host"]) > 0
         assert float(cells["GFLOP/update"]) > 0
     assert "critic at all too" in output
+    assert re.search(r"drol: 2 seeds side by side train \d+\.\d\d times as fast as one after the other", output)
 
 
 def test_scaling_measures_and_draws_three_pictures(monkeypatch, tmp_path):

@@ -4,7 +4,8 @@ Everything is measured in one process, in turns, and reported as the median over
   scan      the script's way: dataset on the device, many updates in one compiled program
   host      the way of the authors' code: a NumPy batch from a dataset on the host, one dispatch per update
   ceiling   a large matrix product, the most arithmetic per second that this device gives to JAX here
-FLOPs per update come from XLA's cost analysis of one update.
+With --num-seeds, scan trains the seeds side by side, and a line below the table says how that compares with one after
+the other inside the program. FLOPs per update come from XLA's cost analysis of one update.
 
     python tools/bench.py                                                         # all; antmaze shapes and presets
     python tools/bench.py driftql fql --env pointmaze-medium-navigate --dims 2 2  # two of them, the small presets
@@ -87,18 +88,25 @@ def seconds_per_call(call: Callable[[], object], budget: float) -> float:
             return elapsed / count
 
 
-def make_scan(script: ModuleType, agent: Any, args: Any, dataset: Dataset, num_updates: int) -> Callable[[], None]:
-    """`num_updates` updates of all seeds in one dispatch, compiled as in the script's `main`."""
+def make_scan(
+    script: ModuleType, agent: Any, args: Any, dataset: Dataset, num_updates: int, one_by_one: bool = False
+) -> Callable[[], None]:
+    """`num_updates` updates of all seeds in one dispatch, compiled as in the script's `main`; or seed by seed."""
 
     def train_interval(state, buffer):
         return script.train_chunk(agent, state, buffer, args.batch_size, num_updates)
 
     state, buffer = place(jax.jit(jax.vmap(agent.init))(seed_keys(args)), make_buffer(dataset, args.batch_size))
-    train, _ = compile_over_seeds(train_interval, state, buffer)
+    train: Callable
+    if one_by_one:
+        train = jax.jit(lambda s, b: jax.lax.map(functools.partial(train_interval, buffer=b), s), donate_argnums=0)
+    else:
+        train, _ = compile_over_seeds(train_interval, state, buffer)
     held = [state]
 
     def call():
-        held[0], *_ = train(held[0], buffer)
+        held[0], *rest = train(held[0], buffer)
+        jax.block_until_ready(rest)
 
     return call
 
@@ -218,12 +226,15 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         "act_1": make_act(agent, dims[0], 1),
         "act_256": make_act(agent, dims[0], 256),
     }
+    if args.num_seeds > 1:
+        calls["one_by_one"] = make_scan(script, agent, args, dataset, num_updates, one_by_one=True)
     times: dict[str, list[float]] = {key: [] for key in calls}
     for call in calls.values():
         call()  # once unmeasured
     for i in range(rounds):
         for key, call in calls.items():
-            times[key].append(seconds_per_call(call, seconds if key in ("scan", "host") else min(0.5, seconds)))
+            training = key in ("scan", "host", "one_by_one")
+            times[key].append(seconds_per_call(call, seconds if training else min(0.5, seconds)))
         speed = num_updates * args.num_seeds / times["scan"][-1]
         cli.say(f"{name}, round {i + 1} of {rounds}: scan {speed:,.1f} updates/s")
     median = {key: statistics.median(values) for key, values in times.items()}
@@ -237,6 +248,9 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         "scan_updates_per_second": scan,  # of all seeds together
         "host_updates_per_second": num_updates / median["host"],
         "scan_over_host": statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"])),
+        "side_by_side_over_one_by_one": statistics.median(o / s for o, s in zip(times["one_by_one"], times["scan"]))
+        if args.num_seeds > 1
+        else None,
         "gflop_per_update": gflop,
         "gflop_per_second": gflop * scan,
         "ceiling_gflop_per_second": ceiling,
@@ -273,6 +287,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["routing"]
     ]
+    for row in rows:
+        if row["num_seeds"] > 1:
+            times = f"{row['side_by_side_over_one_by_one']:.2f} times as fast as one after the other"
+            notes.append(f"\n{row['script']}: {row['num_seeds']} seeds side by side train {times}")
     return "\n".join([*(f"| {line} |" for line in lines), *notes])
 
 
