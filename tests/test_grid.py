@@ -94,6 +94,9 @@ def test_each_combination_gives_what_it_gives_alone(trained):
         assert part["score_is"] == whole["score_is"]
         assert part["score_per_seed"] == pytest.approx(whole["score_per_seed"], abs=0.07)  # one of 16 episodes
         assert [list(x) for x in part["evaluations"]] == [list(x) for x in whole["evaluations"]]
+        for mine, theirs in zip(part["evaluations"], whole["evaluations"]):
+            assert mine["step"] == theirs["step"]
+            assert all(x == pytest.approx(theirs[key], rel=2e-3, abs=1e-4) for key, x in mine.items())
     each = list(found.values())
     assert min(np.abs(a - b).max() for i, a in enumerate(each) for b in each[:i]) > 0.05
 
