@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import numpy as np
 
 from common import checkpoints, cli
 from common.environments import make_ogbench_env
+from common.runs import Run
 from common.transitions import Dataset
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +68,20 @@ def launch(script, *argv) -> Path:
     """What the command line does, in this process; returns the run's directory."""
     with mock.patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, argv)]):
         return script.main(cli.parse(script.Args, script.PRESETS, sys.argv[1:]))
+
+
+def whole_and_killed(script, args, step: int, killed: Path) -> Path:
+    """The directory of a run of `main`; `killed` becomes what a kill right after the interval up to `step` would have
+    left of it."""
+    real = Run.log
+
+    def log(run, *given):
+        real(run, *given)
+        if run.step == step:
+            shutil.copytree(run.directory, killed)
+
+    with mock.patch.object(Run, "log", log):
+        return script.main(args)
 
 
 def start(script: str, *argv, **options) -> subprocess.Popen:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CHEAP, ROOT, launch, metrics_of, result_of, state_of, tiny_args
+from helpers import CHEAP, ROOT, launch, metrics_of, result_of, state_of, tiny_args, whole_and_killed
 
 import driftql
 import idql
@@ -44,26 +44,12 @@ def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     word = f"{name}={','.join(map(str, values))}"
     args = tiny_args(script, **SMALL, grid=(word,), runs_dir=str(folder / "grids"))
+    directory = folder / "grids" / f"bandit__{request.param}__0__20000101-000000"  # older than the whole one
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "draw_run", lambda *_: [])  # seconds
-        whole = script.main(args)
+        whole = whole_and_killed(script, args, 30, directory)
         own = {x: {name: x, "runs_dir": str(folder / f"{x}")} for x in values}
         alone = {x: script.main(tiny_args(script, **SMALL, **changes)) for x, changes in own.items()}
-
-    class Killed(BaseException):
-        pass
-
-    real = Run.log
-
-    def dies(self, metrics, seconds):
-        real(self, metrics, seconds)
-        if self.step == 30:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "log", dies)
-        script.main(args)
-    (directory,) = set((folder / "grids").iterdir()) - {whole}
     launch(script, "--no-progress", "--resume", directory)
     return directory, whole, alone, name
 

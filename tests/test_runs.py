@@ -30,6 +30,7 @@ from helpers import (
     tiny_args,
     tiny_flags,
     wait_for,
+    whole_and_killed,
 )  # fmt: skip
 
 import driftql
@@ -219,26 +220,12 @@ def test_from_python_as_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name, tmp_path, monkeypatch):
-    """Each script through `main`: stopped after a checkpoint and some more updates, resumed, bit for bit the same."""
-    script = import_module(name)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name, tmp_path):
+    """Each script through `main`: stopped after a checkpoint and 50 more updates with their rows, resumed, bit for bit
+    the same."""
+    script, directory = import_module(name), tmp_path / "killed"
     args = tiny_args(script, runs_dir=str(tmp_path), hidden_dims=(8,), num_seeds=2)
-    whole = script.main(args)
-
-    class Killed(BaseException):
-        pass
-
-    real = Run.log
-
-    def dies(self, metrics, seconds):
-        real(self, metrics, seconds)
-        if self.step == 150:  # 50 updates and their rows after the checkpoint
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "log", dies)
-        script.main(args)
-    (directory,) = set(tmp_path.iterdir()) - {whole}
+    whole = whole_and_killed(script, args, 150, directory)
     assert not (directory / "result.json").exists()
     assert metrics_of(directory)[-1]["step"] == "150"
     assert checkpoints.load(directory)["step"] == 100
