@@ -1,10 +1,9 @@
-"""Fixtures for all tests, and how programs are compiled in all processes of a session: once, and quickly."""
+"""Fixtures for all tests, and how programs are compiled in all processes: quickly, and once until they change."""
 
 import os
 import shutil
 import signal
 import sys
-import tempfile
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -20,21 +19,18 @@ COMPILATION = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+# Kept for the next session, which then takes two thirds of the time; `pytest --cache-clear` empties it.
+COMPILED, MAX_COMPILED_BYTES = ROOT / ".pytest_cache" / "d" / "compiled", 2**30
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) and "XLA_FLAGS" not in os.environ:
     # A third of the time to compile. XLA ends the process at a flag that it does not know, and later ones do not.
     COMPILATION["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 # Before JAX is imported; xdist's workers, the scripts and the pytest that tests start inherit it.
-os.environ |= COMPILATION | ({"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")} if OWN_CACHE else {})
+os.environ |= COMPILATION
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 
 from helpers import SCRIPTS, launch, maze_flags, write_pointmaze  # noqa: E402
 
 from common import cli  # noqa: E402
-
-
-def pytest_unconfigure(config):
-    if OWN_CACHE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -44,6 +40,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "pictures: the runs of this test draw their pictures")
+    first = not hasattr(config, "workerinput")  # not one of the processes that it will start
+    if first and sum(file.stat().st_size for file in COMPILED.glob("*")) > MAX_COMPILED_BYTES:
+        shutil.rmtree(COMPILED)
 
 
 def pytest_addoption(parser):

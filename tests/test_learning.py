@@ -29,14 +29,6 @@ IMPROVE = {
 }
 
 
-@pytest.fixture
-def optimized():
-    """Thousands of updates: here it is worth while to compile as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def settings_of(script, table, given: str) -> dict:
     """What the table says of this script, or its author on the command line."""
     own = dict(word.split("=", 1) for word in given.split(",") if word)
@@ -57,11 +49,13 @@ def train(script, dataset, steps, **changes):
     """A small agent of this script after so many updates, and its state."""
     args = script.Args(**(SMALL | changes))
     agent = compiled(script.make_agent(args, dataset.observation_dim, dataset.action_dim))
+    state, buffer = agent.init(jax.random.PRNGKey(0)), make_buffer(dataset)
     chunk = jax.jit(lambda state, buffer: script.train_chunk(agent, state, buffer, args.batch_size, steps)[0])
-    return agent, chunk(agent.init(jax.random.PRNGKey(0)), make_buffer(dataset))
+    # Thousands of updates: here the code's optimisation is worth its time, unlike that of the rest of tests.
+    return agent, chunk.lower(state, buffer).compile({"xla_backend_optimization_level": 2})(state, buffer)
 
 
-def test_critic_finds_the_known_values(script, clone, optimized):
+def test_critic_finds_the_known_values(script, clone):
     """Constant reward, delayed reward, a mask of 0 in the middle of a trajectory, a time limit with mask 1."""
     rows = [
         # state, reward, mask, terminal, value at discount 0.5
