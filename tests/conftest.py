@@ -32,7 +32,6 @@ from helpers import SCRIPTS, launch, maze_flags, write_pointmaze  # noqa: E402
 
 from common import cli  # noqa: E402
 
-
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in a shell's background job; the processes that tests start would have it ignored too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
