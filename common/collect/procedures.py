@@ -185,7 +185,7 @@ def _choose(rng: np.random.Generator, items: list):
 
 
 def _load_ant_expert() -> Callable[[np.ndarray], np.ndarray]:
-    """(29,) state without xy, unit direction -> (8,) action; the network of tools/train_ant_expert.py."""
+    """(29,) state without xy, unit direction -> (8,) action; the network that train_ant.py trains."""
     with np.load(ANT_EXPERT) as file:
         layers = [(file[f"Dense_{i}/kernel"], file[f"Dense_{i}/bias"]) for i in range(3)]
 
