@@ -19,7 +19,7 @@ COMPILATION = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-# Kept for the next session, which then takes two thirds of the time; `pytest --cache-clear` empties it.
+# Kept for the next session, which then takes three quarters of the time; `pytest --cache-clear` empties it.
 COMPILED, MAX_COMPILED_BYTES = ROOT / ".pytest_cache" / "d" / "compiled", 2**30
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) and "XLA_FLAGS" not in os.environ:
     # A third of the time to compile. XLA ends the process at a flag that it does not know, and later ones do not.

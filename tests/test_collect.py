@@ -140,11 +140,12 @@ def test_explore_turns_every_ten_steps():
 
 
 def test_the_ant_reaches_goals_on_its_feet():
-    episodes = play("antmaze-large-navigate", 6)
+    # One of some thirty ends on its back and stays there; which one, depends on the version of MuJoCo.
+    episodes = play("antmaze-large-navigate", 24)
     assert np.mean([reached for _, reached in episodes]) >= 2
-    # A few of a hundred ants end on their backs and stay there; which ones, depends on the version of MuJoCo.
-    fallen = [(1 - 2 * (episode["qpos"][:, 4:6] ** 2).sum(axis=1) < 0).mean() > 0.05 for episode, _ in episodes]
-    assert sum(fallen) <= 2
+    quaternions = np.concatenate([episode["qpos"][:, 3:7] for episode, _ in episodes])
+    upside_down = 1 - 2 * (quaternions[:, 1] ** 2 + quaternions[:, 2] ** 2) < 0
+    assert upside_down.mean() < 0.05
 
 
 def test_p_random_action_replaces_that_share_of_the_actions():
