@@ -210,9 +210,8 @@ def _memory() -> float:
 
 def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     """Reads an OGBench file and labels it with the rewards of one task."""
-    from ogbench.relabel_utils import (
-        relabel_dataset,
-    )  # imports the environments, which bandits and own data do not need
+    # Imports the environments, which bandits and one's own data do not need.
+    from ogbench.relabel_utils import relabel_dataset
 
     button_states = ("button_states",) if name.split("-")[0] in ("scene", "puzzle") else ()
     arrays = _read_npz(path, ("observations", "actions", "terminals", "qpos", *button_states))

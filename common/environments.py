@@ -93,9 +93,8 @@ def make_raw_ogbench_env(env_id: str, **kwargs) -> gymnasium.Env:
         import ogbench  # noqa: F401  (registers the environments, and takes half a second, which bandits do not need)
 
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    if (
-        "maze" in env_id or "antsoccer" in env_id
-    ):  # the arms' models have no margins, and are compiled at the first reset
+    # The arms' models have no margins, and are compiled at the first reset.
+    if "maze" in env_id or "antsoccer" in env_id:
         restore_contact_margins(env)
     return env
 
