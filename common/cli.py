@@ -23,6 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from common import UserError, d4rl, grid
+from common.devices import backend, host, keep_compiled_programs
 from common.environments import BANDITS, resolve_name
 
 
@@ -169,15 +170,10 @@ def args_for(args_class: type[A], presets: dict[str, dict], env: str, changes: d
 
 
 def prepare(args: A) -> A:
-    """The first thing of every `main`: arguments checked, with an interval if none was asked for; compiled programs are
-    kept for the next start. Raises UserError."""
-    import jax  # seconds, which collecting data does without
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
-        # Small programs too: there are dozens of them, half of what a second start would wait for.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    """The first thing of every `main`: arguments and devices checked, with an interval if none was asked for; compiled
+    programs are kept for the next start. Raises UserError."""
+    host()
+    keep_compiled_programs()
     args = args if args.log_every is not None else _with_log_interval(args)
     args.check()
     return args
@@ -186,9 +182,7 @@ def prepare(args: A) -> A:
 def _with_log_interval(args: A) -> A:
     """An interval that divides what is asked for. On a CPU, large networks take seconds per update: short dispatches
     keep progress lively."""
-    import jax  # as above
-
-    usual = args.log_every or (100 if jax.default_backend() == "cpu" else 5_000)
+    usual = args.log_every or (100 if backend() == "cpu" else 5_000)
     return dataclasses.replace(args, log_every=math.gcd(usual, args.steps, args.eval_every, args.save_every) or usual)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import UserError
+from common.devices import backend, host
 from common.grid import members
 from common.workers import Workers, receive, send, usable_cores
 
@@ -30,9 +31,7 @@ INFO = ("success", "support")  # what an environment may report at the end of an
 def overlaps_training() -> bool:
     """Whether evaluations run beside training: where an accelerator trains, the host is free. On a CPU both would share
     the cores."""
-    import jax  # not at the top: the workers import this module
-
-    return jax.default_backend() != "cpu"
+    return backend() != "cpu"
 
 
 class Evaluator:
@@ -48,9 +47,9 @@ class Evaluator:
     """
 
     def __init__(self, args: "Args", make_env: Callable[..., gymnasium.Env], act: Callable):
-        import jax  # as above
+        import jax  # not at the top: the workers import this module
 
-        self.device, self.thread = jax.local_devices(backend="cpu")[0], ThreadPoolExecutor(1)
+        self.device, self.thread = host(), ThreadPoolExecutor(1)
         self.seeds = [member.seed for member in members(args)]
         self.episodes, self.progress, self.make_env = args.eval_episodes, args.progress, make_env
         self.film_at = args.steps if args.capture_video else None

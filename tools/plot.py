@@ -29,6 +29,7 @@ from shared import ROOT
 from common.buffers import make_buffer
 from common.cli import one_line_errors
 from common.datasets import load_dataset
+from common.devices import keep_compiled_programs
 from common.environments import BANDITS
 from common.plots import COLORS, pyplot
 
@@ -98,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.picture != "bandit":
         return draw_runs(args.picture, args.runs, args.out)
-    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
+    keep_compiled_programs()
     draw_bandit(args.env, args.seed, args.scripts, args.out)
 
 
