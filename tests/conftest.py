@@ -42,6 +42,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "golden: against numbers from the authors' code")
     config.addinivalue_line("markers", "pictures: the runs of this test draw their pictures")
     first = not hasattr(config, "workerinput")  # not one of the processes that it will start
     if first and sum(file.stat().st_size for file in COMPILED.glob("*")) > MAX_COMPILED_BYTES:

@@ -14,7 +14,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def cases(name):
     """The files of one kind, as parameters of a test."""
-    return [pytest.param(np.load(path), id=path.stem) for path in sorted(GOLDEN.glob(f"{name}_*.npz"))]
+    files = sorted(GOLDEN.glob(f"{name}_*.npz"))
+    return [pytest.param(np.load(path), id=path.stem, marks=pytest.mark.golden) for path in files]
 
 
 def assert_close(value, case, key):
