@@ -375,6 +375,7 @@ def test_the_page_is_self_contained_and_every_number_leads_to_its_source(tmp_pat
 def test_markdown_csv_and_readme(tmp_path, capsys):
     make_run(tmp_path / "runs", seeds=(0, 1), finals=(0.2, 0.4), data=COLLECTED)
     make_run(tmp_path / "runs", "fql", seeds=(0, 1), finals=(0.8, 0.8))
+    make_run(tmp_path / "runs", "drol", finals=(0.0,), data=COLLECTED)  # DROL's paper has no number for one task
     make_run(tmp_path / "runs", "drol", "pointmaze-medium-navigate")
     unfinished(tmp_path / "runs", 10, age=1)
     table, numbers = written(tmp_path, "md", "csv")
@@ -403,6 +404,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         assert first.count("|  |  |  |  |  |") == 9
         assert "| scene-play |  |  |  |  |  |" in first
         assert ours in second
+        assert "| antmaze-large-navigate task 1 | DROL | 0.0 |  | collected here, not official | preset |" in second
         assert "FQL" not in second.replace("DriftQL", "")
         assert "pointmaze" not in text
 

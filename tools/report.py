@@ -42,15 +42,17 @@ def markdown(groups: list[Group], papers: Papers) -> str:
     note = (
         "Success in percent, on D4RL the normalized return. Ours: the mean over seeds [95% interval, Student's t]; "
         "settings: what differs from the script's preset. Papers: mean ± standard deviation, at full size on the "
-        "official data; none beside Minari's data or one's own file."
+        "official data; none beside Minari's data or one's own file, nor where a paper gives none for the task."
     )
     return f"{table}\n\n{note}\n"
 
 
 def readme_text(groups: list[Group], papers: Papers) -> str:
-    """The benchmark's table, with the cells that are still empty, and below it what else was run on a paper's tasks."""
+    """The benchmark's table, with the cells that are still empty, and below it what else was run on a paper's tasks,
+    also by an algorithm for which there is no published number."""
     rows, others = benchmark(groups, papers)
-    others = [group for group in others if find_paper(papers, group)]
+    tasks = {(env, task) for env, task, _ in papers}
+    others = [group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks]
     text = markdown_table(rows) + "\n"
     if others:
         text += f"\nSmaller, with other settings, or on other data:\n\n{markdown(others, papers)}"
