@@ -172,7 +172,7 @@ def args_for(args_class: type[A], presets: dict[str, dict], env: str, changes: d
 def prepare(args: A) -> A:
     """The first thing of every `main`: arguments and devices checked, with an interval if none was asked for; compiled
     programs are kept for the next start. Raises UserError."""
-    host()
+    host()  # or one line that says why there is none, before data are looked for
     keep_compiled_programs()
     args = args if args.log_every is not None else _with_log_interval(args)
     args.check()

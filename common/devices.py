@@ -8,16 +8,16 @@ from common import UserError
 
 
 def host() -> Any:
-    """The jax.Device of this machine's CPU, on which evaluations run. Raises UserError if JAX finds no device, or is
-    kept from this one."""
+    """The jax.Device of this machine's CPU, on which evaluations run. Raises UserError if JAX_PLATFORMS names what is
+    not there, or keeps JAX from this one."""
     import jax
 
     try:
         return jax.local_devices(backend="cpu")[0]
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError):  # the latter, without a word, for cuda where there is no GPU
         asked = os.environ.get("JAX_PLATFORMS")
         if not asked:
-            raise UserError(f"JAX finds no device: {str(error).splitlines()[0]}") from None
+            raise
         raise UserError(
             f"JAX_PLATFORMS={asked} leaves JAX without a device, or without the CPU, on which evaluations run: "
             f"JAX_PLATFORMS=cuda,cpu has both, and without the variable JAX finds what there is."

@@ -41,6 +41,12 @@ def test_evaluations_need_the_cpu_beside_the_gpu(gpu_alone, tmp_path):
         driftql.main(tiny_args(driftql, "nothing is looked up", log_every=50, runs_dir=str(tmp_path)))
 
 
+def test_what_no_variable_explains_is_raised_as_it_is(gpu_alone, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(RuntimeError, match="Unknown backend cpu"):
+        devices.host()
+
+
 def test_compiled_programs_are_kept_where_the_variable_says(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     try:
