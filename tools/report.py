@@ -20,7 +20,7 @@ import numpy as np
 from page import page
 from read_runs import Group, iqm_interval, mean_interval, read_runs
 from shared import Parser, read_json, write_json
-from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers
+from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers, updates
 
 from common import UserError
 from common.cli import one_line_errors
@@ -49,14 +49,23 @@ def markdown(groups: list[Group], papers: Papers) -> str:
 
 def readme_text(groups: list[Group], papers: Papers) -> str:
     """The benchmark's table, with the cells that are still empty, and below it what else was run on a paper's tasks,
-    also by an algorithm for which there is no published number."""
+    also by an algorithm for which there is no published number: of each algorithm its longest runs."""
     rows, others = benchmark(groups, papers)
     tasks = {(env, task) for env, task, _ in papers}
-    others = [group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks]
+    others = longest([group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks])
     text = markdown_table(rows) + "\n"
     if others:
-        text += f"\nSmaller, with other settings, or on other data:\n\n{markdown(others, papers)}"
+        what = "Smaller, with other settings, or on other data; of several runs the one with the most updates"
+        text += f"\n{what}:\n\n{markdown(others, papers)}"
     return text
+
+
+def longest(groups: list[Group]) -> list[Group]:
+    """Of each task, data and algorithm those with the most updates: a choice that does not look at the score."""
+    alike: dict[tuple[str, str, str], list[Group]] = {}
+    for group in groups:
+        alike.setdefault((group.place, group.data, group.algo), []).append(group)
+    return [group for each in alike.values() for group in each if updates(group) == max(map(updates, each))]
 
 
 def write_csv(groups: list[Group], papers: Papers, file) -> None:
@@ -69,7 +78,7 @@ def write_csv(groups: list[Group], papers: Papers, file) -> None:
         rows.writerow([
             group.env, group.task or "", group.algo, group.data, group.official, group.settings_text, group.reduced,
             group.metric, " ".join(str(seed.seed) for seed in group.seeds), *mean_interval(group.scores),
-            iqm_interval([group.scores])[0], " ".join(f"{score:.6g}" for score in group.scores), results[0]["steps"],
+            iqm_interval([group.scores])[0], " ".join(f"{score:.6g}" for score in group.scores), updates(group),
             np.mean([result["updates_per_second"] for result in results]),
             np.mean([result["wall_seconds"] for result in results]), hardware(group), *paper,
             " ".join(dict.fromkeys(seed.run.name for seed in group.seeds)),

@@ -62,9 +62,9 @@ def paper_text(paper: Paper | None) -> str:
     return f"{paper.mean:g}" + (f" ± {paper.std:g}" if paper.std is not None else "")
 
 
-def steps_text(group: Group) -> str:
+def updates(group: Group) -> int:
     """Gradient steps of the runs; they are part of the settings, so the runs of a group share them."""
-    return f"{group.seeds[0].result['steps']:,}"
+    return group.seeds[0].result["steps"]
 
 
 def reach_text(group: Group, threshold: float) -> str:
@@ -158,5 +158,5 @@ def list_row(group: Group, papers: Papers) -> list[str]:
         group.data,
         group.settings_text,
         str(len(group.seeds)),
-        steps_text(group),
+        f"{updates(group):,}",
     ]
