@@ -210,6 +210,14 @@ def test_episodes_do_not_depend_on_those_before(monkeypatch):
         assert (both[0][0]["qpos"] != both[1][0]["qpos"]).any()
 
 
+def test_without_a_terminal_lines_say_how_long_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collect, "LINE_EVERY", 0.0)
+    collect.collect("pointmaze-medium-navigate", tmp_path, 2, workers=1)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
+    assert [line.partition(" episodes, ")[0] for line in lines] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert lines[-1].endswith(" episodes/s, 00:00 left")
+
+
 def test_workers_do_not_change_a_byte(tmp_path):
     paths = [
         collect.collect("pointmaze-teleport-stitch", tmp_path / str(n), 7, p_random_action=0.2, workers=n)

@@ -38,6 +38,7 @@ except ImportError:  # not on Windows: two runs that start together may collect 
     fcntl = None  # type: ignore[assignment]
 
 CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
+LINE_EVERY = 60.0  # seconds, where there is no terminal for a progress bar
 
 
 def collect(
@@ -133,6 +134,8 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
     arrays, reached = {}, np.zeros(total, int)
     waiting = iter(range(total))
     bar = tqdm(total=total, desc=f"collect {name}", unit="episode", smoothing=0.05, disable=None)
+    done, began = 0, time.monotonic()
+    said = began
     with Workers(_work, [(name, seed, p_random_action)] * num_workers) as workers, bar:
         for pipe in workers.pipes:
             send(pipe, next(waiting))
@@ -146,6 +149,11 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
                 for key, x in episode.items():
                     arrays[key][index] = x
                 bar.update()
+                done, now = done + 1, time.monotonic()
+                if bar.disable and now - said >= LINE_EVERY:
+                    said, rate = now, done / (now - began)
+                    left = tqdm.format_interval((total - done) / rate)
+                    print(f"        {done:,} of {total:,} episodes, {rate:.2f} episodes/s, {left} left", flush=True)
                 following = next(waiting, None)
                 if following is None:
                     busy.discard(pipe)
