@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import sys
 import types
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from tqdm import tqdm
 
 from common import UserError, d4rl, grid
 from common.devices import backend, host, keep_compiled_programs
 from common.environments import BANDITS, resolve_name
+from common.progress import say
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class RunArgs:
     track: bool = False
     """log to Weights & Biases too (needs the extra `track`)"""
     progress: bool = True
-    """show progress bars on a terminal"""
+    """how far it is: bars on a terminal, elsewhere a line a minute"""
 
 
 @dataclass(frozen=True)
@@ -265,16 +264,6 @@ def algorithm_name(args_class: type) -> str:
 def flag_of(field: str) -> str:
     """--num-seeds for num_seeds."""
     return f"--{field.replace('_', '-')}"
-
-
-def say(line: str) -> None:
-    """Prints a line, above a progress bar if there is one."""
-    try:
-        tqdm.write(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read along has gone (`| head`). The run goes on, and so must what it still has to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -------------------------------------------------------------------------------------------------- from a run to Args

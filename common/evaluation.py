@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 from common import UserError
 from common.devices import backend, host
 from common.grid import members
+from common.progress import ProgressBar
 from common.workers import Workers, receive, send, usable_cores
 
 if TYPE_CHECKING:
@@ -110,11 +110,8 @@ class Evaluator:
         tick = np.zeros(len(queues), np.int32)  # in the episode
         active = np.ones(len(queues), bool)
         shape = (len(self.seeds), self.lanes)
-        bar = tqdm(
-            total=self.episodes * len(self.seeds), desc="evaluate", unit="episode", leave=False,
-            disable=None if self.progress else True,
-        )  # fmt: skip
-        with bar:
+        total = self.episodes * len(self.seeds)
+        with ProgressBar("evaluate", total, "episode", leave=False, shown=self.progress) as bar:
             while active.any():
                 if stopping():
                     return None

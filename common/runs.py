@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common import UserError, checkpoints, cli, d4rl
 from common.checkpoints import write_atomically
-from common.cli import Args, say
+from common.cli import Args
 from common.grid import combination_name, member_names, members
 from common.plots import draw_run
+from common.progress import ProgressBar, say
 from common.results import by_combination, circumstances, make_result, score_lines
 from common.signals import Signals
 from common.transitions import Dataset
@@ -90,10 +90,7 @@ class Run:
             self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
             self.writers = [files.enter_context(contextlib.closing(writer)) for writer in self._event_writers()]
             self.tracker = self._start_tracking(files) if args.track else None
-            bar = tqdm(
-                total=args.steps, initial=self.done.step, unit="update", unit_scale=True, smoothing=0.1,
-                dynamic_ncols=True, disable=None if args.progress else True,
-            )  # fmt: skip
+            bar = ProgressBar("train", args.steps, "update", initial=self.done.step, shown=args.progress)
             self.bar = files.enter_context(bar)
             self.files = files.pop_all()
         if args.grid:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.buffers import ReplayBuffer
-from common.cli import Args, say
+from common.cli import Args
 from common.grid import combinations, members, single
+from common.progress import say
 from common.results import device_summary
 from common.signals import signals_end_the_process
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -265,19 +264,6 @@ def test_resume_takes_the_arguments_of_the_run(tmp_path, fails):
         driftql.Args, driftql.PRESETS, ["--resume", str(tmp_path), "--steps", "8e3", "--eval-workers", "1"]
     )
     assert args == dataclasses.replace(driftql.args_for("bandit"), resume=str(tmp_path), steps=8_000, eval_workers=1)
-
-
-# --------------------------------------------------------------------------------------------------------------- saying
-
-
-def test_a_reader_that_has_gone_does_not_stop_the_program(monkeypatch):
-    """`| head -1`: what follows goes nowhere, and nobody complains."""
-    read, write = os.pipe()
-    os.close(read)
-    with open(write, "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        for _ in range(3):
-            cli.say("x" * 100_000)
 
 
 def test_an_interrupt_before_a_run_is_one_line(capsys):

@@ -210,14 +210,6 @@ def test_episodes_do_not_depend_on_those_before(monkeypatch):
         assert (both[0][0]["qpos"] != both[1][0]["qpos"]).any()
 
 
-def test_without_a_terminal_lines_say_how_long_it_takes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(collect, "LINE_EVERY", 0.0)
-    collect.collect("pointmaze-medium-navigate", tmp_path, 2, workers=1)
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
-    assert [line.partition(" episodes, ")[0] for line in lines] == ["1 of 3", "2 of 3", "3 of 3"]
-    assert lines[-1].endswith(" episodes/s, 00:00 left")
-
-
 def test_workers_do_not_change_a_byte(tmp_path):
     paths = [
         collect.collect("pointmaze-teleport-stitch", tmp_path / str(n), 7, p_random_action=0.2, workers=n)
@@ -236,13 +228,16 @@ def test_workers_do_not_change_a_byte(tmp_path):
 
 def test_without_a_network_a_script_collects_and_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("ogbench.utils.DATASET_URL", "http://127.0.0.1:9/data")  # nobody listens there
+    monkeypatch.setattr("common.progress.LINE_EVERY", 0.0)
     argv = ("--env", NAME, "--data-dir", tmp_path / "data", "--collect-episodes", "3", *TINY)
-    run = launch(driftql, *argv, "--runs-dir", tmp_path / "runs")
+    run = launch(driftql, *argv, "--runs-dir", tmp_path / "runs", "--progress")
     out, err = capsys.readouterr()
     assert "cannot be reached" in err
     assert "WARNING These are NOT OGBench's official data" in err
     assert "3 episodes (official: 1,000)" in err
     assert "collected" in out
+    for line in (f"collect {NAME} 3 of 4 episodes, ", "train   20 of 20 updates, ", "evaluate 1 of 1 episodes, "):
+        assert line in out
     for file in ("config.json", "result.json"):
         dataset = json.loads((run / file).read_text())["dataset"]
         assert dataset["source"] == "collected"

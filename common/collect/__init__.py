@@ -24,11 +24,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common import UserError
 from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seeded, procedure
 from common.environments import PHYSICS
+from common.progress import ProgressBar
 from common.transitions import sha256
 from common.workers import Workers, receive, send, usable_cores
 
@@ -38,7 +38,6 @@ except ImportError:  # not on Windows: two runs that start together may collect 
     fcntl = None  # type: ignore[assignment]
 
 CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
-LINE_EVERY = 60.0  # seconds, where there is no terminal for a progress bar
 
 
 def collect(
@@ -133,9 +132,7 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
     """Arrays of all episodes in order, (total * steps, ...), and the goals reached in each, (total,)."""
     arrays, reached = {}, np.zeros(total, int)
     waiting = iter(range(total))
-    bar = tqdm(total=total, desc=f"collect {name}", unit="episode", smoothing=0.05, disable=None)
-    done, began = 0, time.monotonic()
-    said = began
+    bar = ProgressBar(f"collect {name}", total, "episode")
     with Workers(_work, [(name, seed, p_random_action)] * num_workers) as workers, bar:
         for pipe in workers.pipes:
             send(pipe, next(waiting))
@@ -149,11 +146,6 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
                 for key, x in episode.items():
                     arrays[key][index] = x
                 bar.update()
-                done, now = done + 1, time.monotonic()
-                if bar.disable and now - said >= LINE_EVERY:
-                    said, rate = now, done / (now - began)
-                    left = tqdm.format_interval((total - done) / rate)
-                    print(f"        {done:,} of {total:,} episodes, {rate:.2f} episodes/s, {left} left", flush=True)
                 following = next(waiting, None)
                 if following is None:
                     busy.discard(pipe)
