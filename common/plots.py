@@ -104,20 +104,26 @@ def draw_rollouts(
             plt.close(figure)
             env.close()
             return False
-        env.reset(seed=0)
-        for i, j in np.argwhere(np.array(env.get_wrapper_attr("maze_map")) == 1):
-            x, y = env.get_wrapper_attr("ij_to_xy")((i, j))
-            axes.add_patch(plt.Rectangle((x - 2, y - 2), 4, 4, color=COLORS["wall"], lw=0))
         for trajectory in paths:
             axes.plot(*trajectory.T, color=COLORS["policy"], lw=0.8, alpha=0.5)
             axes.plot(*trajectory[0], ".", color=COLORS["policy"], ms=4)
-        axes.plot(*env.get_wrapper_attr("cur_goal_xy"), "*", color=COLORS["goal"], ms=18, label="goal")
-        axes.set(title=f"{title}: {len(paths)} episodes", xticks=[], yticks=[])
-        axes.autoscale_view()
+        draw_maze(plt, axes, env)
+        axes.set_title(f"{title}: {len(paths)} episodes")
         env.close()
     axes.set_aspect("equal")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     return _save(plt, figure, path)
+
+
+def draw_maze(plt: Any, axes: Any, env: gymnasium.Env) -> None:
+    """Walls and goal of a maze."""
+    env.reset(seed=0)
+    for i, j in np.argwhere(np.array(env.get_wrapper_attr("maze_map")) == 1):
+        x, y = env.get_wrapper_attr("ij_to_xy")((i, j))
+        axes.add_patch(plt.Rectangle((x - 2, y - 2), 4, 4, color=COLORS["wall"], lw=0))
+    axes.plot(*env.get_wrapper_attr("cur_goal_xy"), "*", color=COLORS["goal"], ms=18, label="goal")
+    axes.set(xticks=[], yticks=[])
+    axes.autoscale_view()
 
 
 def save_film(path: Path, film: list[np.ndarray] | None) -> bool:

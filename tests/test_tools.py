@@ -5,16 +5,23 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, compiled, tiny_args
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import kernels
+import plot
 import scaling
 
+import driftql
 from common import UserError
+from common.checkpoints import Policy
 from common.cli import one_line_errors
+from common.critics import Critic
+from common.datasets import load_dataset
 
 
 def test_bench_prints_a_row_per_script():
@@ -46,6 +53,36 @@ def test_scaling_measures_and_draws_three_pictures(monkeypatch, tmp_path):
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="no script 'driftl'"):
         scaling.main(["driftl"])
+
+
+def test_q_of_a_transition_is_what_the_critic_says(script):
+    args = tiny_args(script)
+    agent = compiled(script.make_agent(args, 2, 2))
+    state = agent.init(jax.random.PRNGKey(0))
+    rng = np.random.default_rng(0)
+    batch = {name: rng.uniform(-1, 1, (5, 2)) for name in ("observations", "actions", "next_observations")}
+    batch |= {name: rng.uniform(0, 1, 5) for name in ("rewards", "masks")}
+    q = plot.q_of(Policy(agent.act, agent, state, args, 0), batch)
+    loss = agent.losses["critic"](state.params["critic"], state, batch, jax.random.PRNGKey(0))[1]
+    assert q.shape == (5,) and np.ptp(q) > 1e-3
+    assert q.mean() == pytest.approx(loss["train/q_mean"], rel=1e-5)
+    if script.__name__ == "driftql":
+        critic = Critic(args.hidden_dims).apply(state.params["critic"], batch["observations"], batch["actions"])
+        np.testing.assert_allclose(q, critic.mean(axis=0), rtol=1e-5)
+
+
+def test_values_are_drawn_of_mazes_only(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "NUM_TRANSITIONS", 100)
+    sizes = dict(steps=2, log_every=2, eval_every=2, save_every=2, eval_episodes=1, eval_workers=1)
+    where = dict(data_dir=str(data_dir), runs_dir=str(tmp_path))
+    maze = driftql.main(tiny_args(driftql, "pointmaze-medium-navigate", **sizes, **where))
+    monkeypatch.setattr(sys, "argv", ["plot.py", "values", str(maze), str(maze), "--out", str(tmp_path / "values.png")])
+    plot.main()
+    assert (tmp_path / "values.png").read_bytes()[:4] == b"\x89PNG"
+    bandit = load_dataset("bandit")
+    monkeypatch.setattr(plot, "load_dataset", lambda *_: bandit)
+    with pytest.raises(UserError, match="bandit is not a maze"):
+        plot.draw_values([maze], tmp_path / "values.png")
 
 
 # What XLA writes about a program, shortened: a loop of updates with a gather, a product by cuBLAS, and in the middle of

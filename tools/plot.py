@@ -1,16 +1,20 @@
-"""Pictures of one study: the policies on a bandit, learning curves, the effect of random actions in the data.
+"""Pictures of one study: the policies on a bandit, learning curves, the effect of random actions in the data, and
+what a critic believes.
 
 `bandit` trains every script that is there on a 2-D bandit with its preset and draws them side by side: the data, then
 each policy's actions early and late in training. `curves` and `corruption` draw finished runs, all below a folder.
+`values` maps Q of the data's actions over a maze, by the last checkpoint of each run: where the policy is drawn to.
 
     python tools/plot.py bandit                                         # writes docs/bandit-comparison.png
     python tools/plot.py bandit --env bandit-corners --out docs/bandit-corners-comparison.png
     python tools/plot.py bandit --scripts driftql idql --seed 1
     python tools/plot.py curves runs --out docs/curves                  # a picture per environment, task and dataset
     python tools/plot.py corruption runs --out docs/corruption.png
+    python tools/plot.py values runs/antmaze-large-navigate-task1__* --out docs/values.png
 """
 
 import argparse
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -26,15 +30,18 @@ from curves import draw_runs
 from read_runs import TITLES
 from shared import ROOT
 
-from common.buffers import make_buffer
-from common.cli import one_line_errors
+from common import UserError
+from common.buffers import make_buffer, sample
+from common.checkpoints import Policy, load_policy
+from common.cli import algorithm_name, one_line_errors
 from common.datasets import load_dataset
 from common.devices import keep_compiled_programs
 from common.environments import BANDITS
-from common.plots import COLORS, pyplot
+from common.plots import COLORS, draw_maze, pyplot
 
 CHUNKS, EARLY = 20, 2  # training in so many parts; "early" is after the second
 NUM_ACTIONS = 1_000
+NUM_TRANSITIONS = 50_000
 
 
 def policy_actions(name: str, env: str, seed: int, bar: tqdm) -> dict[int, np.ndarray]:
@@ -82,6 +89,49 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
     print(out)
 
 
+def draw_values(runs: list[Path], out: Path) -> None:
+    """The mean Q of the data's transitions in each place of the maze, one picture per run, all of the same colours.
+
+    Raises UserError for a run that is not of a maze.
+    """
+    plt, maps, load_once = pyplot(), [], functools.cache(load_dataset)
+    for run in runs:
+        policy = load_policy(run)
+        args = policy.args
+        data = load_once(
+            args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+        )
+        env = data.make_env()
+        if not env.has_wrapper_attr("maze_map"):
+            raise UserError(f"{run}: {data.name} is not a maze.")
+        batch = sample(make_buffer(data), jax.random.PRNGKey(0), NUM_TRANSITIONS)
+        maps.append((policy, env, np.asarray(batch["observations"][:, :2]), np.asarray(q_of(policy, batch))))
+    low, high = np.percentile([q for *_, q in maps], [1, 99])
+    figure, axes = plt.subplots(1, len(maps), figsize=(5 * len(maps), 4.2), squeeze=False, layout="constrained")
+    for panel, (policy, env, positions, q) in zip(axes.flat, maps):
+        metres = np.ptp(positions, axis=0).astype(int)  # one place is about a metre wide
+        drawn = panel.hexbin(*positions.T, C=q, gridsize=metres, vmin=low, vmax=high, cmap="viridis", linewidths=0.2)
+        draw_maze(plt, panel, env)
+        name = algorithm_name(type(policy.args))
+        panel.set(title=f"{TITLES.get(name, name)}, {policy.step:,} updates", aspect="equal")
+        env.close()
+    figure.colorbar(drawn, ax=axes, label="Q of the data's actions, mean over critics", shrink=0.8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    print(out)
+
+
+def q_of(policy: Policy, batch: dict[str, jax.Array]) -> jax.Array:
+    """Q (B,) of a batch's transitions, mean over the ensemble: what the script's critic loss reports of each alone."""
+    state = policy.state
+
+    def of_one(transition):
+        batch = jax.tree.map(lambda x: x[None], transition)
+        return policy.agent.losses["critic"](state.params["critic"], state, batch, jax.random.PRNGKey(0))[1]
+
+    return jax.jit(jax.vmap(of_one))(batch)["train/q_mean"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     pictures = parser.add_subparsers(dest="picture", required=True)
@@ -96,9 +146,14 @@ def main() -> None:
     for parser_of_runs, out in ((curves, Path("curves")), (corruption, Path("corruption.png"))):
         parser_of_runs.add_argument("runs", type=Path, help="folder with run directories, at any depth")
         parser_of_runs.add_argument("--out", type=Path, default=out)
+    values = pictures.add_parser("values", help="what a critic believes of the places in a maze")
+    values.add_argument("runs", type=Path, nargs="+", help="run directories")
+    values.add_argument("--out", type=Path, default=Path("values.png"))
     args = parser.parse_args()
-    if args.picture != "bandit":
+    if args.picture in ("curves", "corruption"):
         return draw_runs(args.picture, args.runs, args.out)
+    if args.picture == "values":
+        return draw_values(args.runs, args.out)
     keep_compiled_programs()
     draw_bandit(args.env, args.seed, args.scripts, args.out)
 
