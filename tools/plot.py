@@ -107,7 +107,11 @@ def draw_values(runs: list[Path], out: Path) -> None:
         batch = sample(make_buffer(data), jax.random.PRNGKey(0), NUM_TRANSITIONS)
         maps.append((policy, env, np.asarray(batch["observations"][:, :2]), np.asarray(q_of(policy, batch))))
     low, high = np.percentile([q for *_, q in maps], [1, 99])
-    figure, axes = plt.subplots(1, len(maps), figsize=(5 * len(maps), 4.2), squeeze=False, layout="constrained")
+    rows = 1 if len(maps) < 4 else 2
+    columns = -(-len(maps) // rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False, layout="constrained")
+    for panel in axes.flat[len(maps) :]:
+        panel.remove()
     for panel, (policy, env, positions, q) in zip(axes.flat, maps):
         metres = np.ptp(positions, axis=0).astype(int)  # one place is about a metre wide
         drawn = panel.hexbin(*positions.T, C=q, gridsize=metres, vmin=low, vmax=high, cmap="viridis", linewidths=0.2)
