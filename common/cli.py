@@ -326,5 +326,7 @@ def _resumed_args(args_class: type[A], argv: Sequence[str], directory: str) -> A
             raise UserError(f"--resume takes {flag} from the run ({before}); start a new run to change it.")
     if args.steps < saved.steps:
         raise UserError(f"--steps {args.steps} is less than the run's {saved.steps}; with --resume it can only grow.")
+    if args.steps == saved.steps and (Path(directory) / "result.json").exists():
+        raise UserError(f"--resume {directory}: this run has ended; larger --steps would go on.")
     args.check()
     return args

@@ -107,8 +107,6 @@ class Run:
             config["args"]["steps"] = steps
             write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
             (self.directory / "result.json").unlink(missing_ok=True)
-        if (self.directory / "result.json").exists():
-            raise UserError(f"--resume {self.directory}: this run has ended; larger --steps would go on.")
         if not (self.directory / checkpoints.FILE).exists():
             return Progress(), None
         checkpoint = checkpoints.load(self.directory)
