@@ -94,17 +94,22 @@ def draw_values(runs: list[Path], out: Path) -> None:
 
     Raises UserError for a run that is not of a maze.
     """
-    plt, maps, load_once = pyplot(), [], functools.cache(load_dataset)
+    plt, maps = pyplot(), []
+
+    @functools.cache  # runs of one study share their data
+    def data_and_batch(*where):
+        data = load_dataset(*where)
+        return data, sample(make_buffer(data), jax.random.PRNGKey(0), NUM_TRANSITIONS)
+
     for run in runs:
         policy = load_policy(run)
         args = policy.args
-        data = load_once(
+        data, batch = data_and_batch(
             args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
         )
         env = data.make_env()
         if not env.has_wrapper_attr("maze_map"):
             raise UserError(f"{run}: {data.name} is not a maze.")
-        batch = sample(make_buffer(data), jax.random.PRNGKey(0), NUM_TRANSITIONS)
         maps.append((policy, env, np.asarray(batch["observations"][:, :2]), np.asarray(q_of(policy, batch))))
     low, high = np.percentile([q for *_, q in maps], [1, 99])
     rows = 1 if len(maps) < 4 else 2
