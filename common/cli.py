@@ -171,6 +171,9 @@ def args_for(args_class: type[A], presets: dict[str, dict], env: str, changes: d
 def prepare(args: A) -> A:
     """The first thing of every `main`: arguments and devices checked, with an interval if none was asked for; compiled
     programs are kept for the next start. Raises UserError."""
+    ended = args.resume is not None and (Path(args.resume) / "result.json").exists()
+    if ended and args.steps == read_config(str(args.resume))["args"]["steps"]:
+        raise UserError(f"--resume {args.resume}: this run has ended; larger --steps would go on.")
     host()  # or one line that says why there is none, before data are looked for
     keep_compiled_programs()
     args = args if args.log_every is not None else _with_log_interval(args)
@@ -326,7 +329,5 @@ def _resumed_args(args_class: type[A], argv: Sequence[str], directory: str) -> A
             raise UserError(f"--resume takes {flag} from the run ({before}); start a new run to change it.")
     if args.steps < saved.steps:
         raise UserError(f"--steps {args.steps} is less than the run's {saved.steps}; with --resume it can only grow.")
-    if args.steps == saved.steps and (Path(directory) / "result.json").exists():
-        raise UserError(f"--resume {directory}: this run has ended; larger --steps would go on.")
     args.check()
     return args

@@ -296,6 +296,8 @@ def test_resume_refuses_what_it_cannot_continue(finished, stopped, fails, monkey
     with monkeypatch.context() as no_data:  # it is said before they are looked for
         no_data.setattr(driftql, "load_dataset", None)
         assert "has ended" in fails(driftql, "--resume", finished)
+        with pytest.raises(UserError, match="has ended"):
+            driftql.main(dataclasses.replace(cli.args_of(driftql.Args, finished), resume=str(finished)))
     content = (stopped / "checkpoint.msgpack").read_bytes()
     for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b""):
         (stopped / "checkpoint.msgpack").write_bytes(damaged)
