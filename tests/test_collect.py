@@ -352,6 +352,45 @@ def test_an_interrupted_collection_leaves_no_file_and_no_process(tmp_path, numbe
     assert collect.collect(NAME, tmp_path, episodes=1).exists()  # the lock is free
 
 
+def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    """Ctrl-C after four of nine episodes; three of them in a file of their own each, of which one is damaged."""
+    whole = collect.collect(NAME, tmp_path / "whole", episodes=8, workers=1)
+    receive, played = collect.receive, []
+
+    def interrupted(pipe):
+        if len(played) == 4:
+            raise KeyboardInterrupt
+        monkeypatch.setattr(collect, "KEEP_EVERY", 0.0 if len(played) < 3 else 1e9)
+        played.append(message := receive(pipe))
+        return message
+
+    monkeypatch.setattr(collect, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect.collect(NAME, tmp_path, episodes=8, workers=1)
+    assert "4 of 9 episodes are kept; the same command goes on" in capsys.readouterr().out
+    files = sorted((tmp_path / f".{whole.stem}.episodes").glob("*.npz"))
+    assert len(files) == 4
+    files[1].write_bytes(files[1].read_bytes()[:1000])
+    played.clear()
+    monkeypatch.setattr(collect, "receive", lambda pipe: played.append(message := receive(pipe)) or message)
+    path = collect.collect(NAME, tmp_path, episodes=8, workers=1)
+    assert "3 episodes are there from an interrupted collection" in capsys.readouterr().out
+    assert [index for index, *_ in played] == [1, 4, 5, 6, 7, 8]
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} >= {path.name, whole.with_suffix(".json").name}
+    assert not files[0].parent.exists()
+    for name in (path.name, f"{path.stem}-val.npz"):
+        assert sha256(tmp_path / name) == sha256(tmp_path / "whole" / name)
+    assert path.with_suffix(".json").read_text() == whole.with_suffix(".json").read_text()
+
+
+def test_episodes_of_another_version_are_not_mixed_in(tmp_path, monkeypatch):
+    path = tmp_path / f"{NAME}-1-episodes-seed0.npz"
+    kept = collect._prepare_kept(path, {"mujoco": "1"})
+    (kept / "0.npz").write_bytes(b"")
+    assert list(collect._prepare_kept(path, {"mujoco": "1"}).glob("*.npz"))
+    assert not list(collect._prepare_kept(path, {"mujoco": "2"}).glob("*.npz"))
+
+
 def test_two_processes_collect_once(tmp_path):
     argv = (NAME, "--episodes", "20", "--workers", "1", "--out", tmp_path)
     both = [command_line(*argv) for _ in range(2)]

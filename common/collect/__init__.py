@@ -9,7 +9,8 @@ and puzzles `button_states`; a row is the state and the action taken in it), `-v
 more, and `.json` with how they were made. They are not the official files: other random numbers, and in antmazes
 another ant policy (train_ant.py). An episode's procedure stands in procedures.py.
 
-The arrays do not depend on the number of workers. No JAX: the workers import this.
+The arrays do not depend on the number of workers. An interrupted collection keeps its episodes, in a hidden folder
+beside the files, and the same command goes on with them. No JAX: the workers import this.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import os
 import platform
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,9 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError
+from common.collect import procedures
 from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seeded, procedure
 from common.environments import PHYSICS
-from common.progress import ProgressBar
+from common.progress import ProgressBar, say
 from common.transitions import sha256
 from common.workers import Workers, receive, send, usable_cores
 
@@ -38,6 +41,7 @@ except ImportError:  # not on Windows: two runs that start together may collect 
     fcntl = None  # type: ignore[assignment]
 
 CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
+KEEP_EVERY = 30.0  # seconds between two writings of what has been collected
 
 
 def collect(
@@ -67,15 +71,21 @@ def collect(
     with _collecting_alone(path):
         if path.exists():
             return path
-        began = time.monotonic()
         validation = max(1, episodes // 10)
         number = min(workers or usable_cores(), episodes + validation)
+        origin = {
+            "ant_expert_sha256": sha256(ANT_EXPERT) if name.startswith("antmaze") else None,
+            "physics": PHYSICS,
+            "versions": {p: importlib.metadata.version(p) for p in ("ogbench", "mujoco", "gymnasium", "numpy")}
+            | {"python": platform.python_version()},
+        }
         print(
             f"collect {name}: {episodes:,} + {validation:,} episodes of {plan.steps:,} rows on {number} cores",
             flush=True,
         )
-        arrays, reached = _collect_episodes(name, episodes + validation, seed, p_random_action, number, path)
-        seconds = time.monotonic() - began
+        with _disk_errors(folder):
+            kept = _prepare_kept(path, origin)
+        arrays, reached = _collect_episodes(name, episodes + validation, seed, p_random_action, number, kept)
         rows = episodes * plan.steps
         parts = {
             _validation_path(path): {key: x[rows:] for key, x in arrays.items()},
@@ -92,11 +102,7 @@ def collect(
             "seed": seed,
             "p_random_action": p_random_action,
             "goals_reached_per_episode": round(float(reached.mean()), 3),
-            "ant_expert_sha256": sha256(ANT_EXPERT) if name.startswith("antmaze") else None,
-            "physics": PHYSICS,
-            "versions": {p: importlib.metadata.version(p) for p in ("ogbench", "mujoco", "gymnasium", "numpy")}
-            | {"python": platform.python_version()},
-        }
+        } | origin
         digests = {}
         with _disk_errors(folder):
             for file, contents in parts.items():
@@ -106,10 +112,6 @@ def collect(
             _temporary(_record_path(path)).write_text(json.dumps(record | {"sha256": digests}, indent=2) + "\n")
             for file in (_record_path(path), *parts):  # the training file last: where it is, all are
                 os.replace(_temporary(file), file)
-        print(
-            f"        {len(reached) / seconds:.2f} episodes/s, {len(reached) * plan.steps / seconds:,.0f} steps/s, "
-            f"{reached.mean():.2f} goals reached per episode"
-        )
     return path
 
 
@@ -128,29 +130,56 @@ def read_record(path: Path, digest: str) -> dict | None:
     return record
 
 
-def _collect_episodes(name, total, seed, p_random_action, num_workers, path):
-    """Arrays of all episodes in order, (total * steps, ...), and the goals reached in each, (total,)."""
-    arrays, reached = {}, np.zeros(total, int)
-    waiting = iter(range(total))
-    bar = ProgressBar(f"collect {name}", total, "episode")
-    with Workers(_work, [(name, seed, p_random_action)] * num_workers) as workers, bar:
-        for pipe in workers.pipes:
-            send(pipe, next(waiting))
-        busy = set(workers.pipes)
-        while busy:
-            for pipe in wait(list(busy)):
-                index, episode, reached[index] = receive(pipe)
-                if not arrays:
-                    arrays = {key: np.empty((total, *x.shape), x.dtype) for key, x in episode.items()}
-                    _check_space(path.parent, sum(x.nbytes for x in arrays.values()))
-                for key, x in episode.items():
-                    arrays[key][index] = x
-                bar.update()
-                following = next(waiting, None)
-                if following is None:
-                    busy.discard(pipe)
-                else:
-                    send(pipe, following)
+def _collect_episodes(name, total, seed, p_random_action, num_workers, kept):
+    """Arrays of all episodes in order, (total * steps, ...), and the goals reached in each, (total,). kept: the folder
+    of those that an interrupted collection left; new ones are added to it twice a minute."""
+    arrays, reached = {}, np.full(total, -1)
+
+    def put(indices, episodes, goals):
+        """episodes: key -> (number of indices, steps, ...)"""
+        if not arrays:
+            arrays.update({key: np.empty((total, *x.shape[1:]), x.dtype) for key, x in episodes.items()})
+            _check_space(kept.parent, sum(x.nbytes for x in arrays.values()))
+        for key, x in episodes.items():
+            arrays[key][indices] = x
+        reached[indices] = goals
+
+    for indices, episodes, goals in _read_kept(kept):
+        put(indices, episodes, goals)
+    missing = np.flatnonzero(reached < 0).tolist()
+    if found := total - len(missing):
+        print(f"        {found:,} episodes are there from an interrupted collection", flush=True)
+    waiting, new = iter(missing), []
+    began = written = time.monotonic()
+    bar = ProgressBar(f"collect {name}", total, "episode", initial=found)
+    try:
+        with Workers(_work, [(name, seed, p_random_action)] * min(num_workers, len(missing))) as workers, bar:
+            for pipe in workers.pipes:
+                send(pipe, next(waiting))
+            busy = set(workers.pipes)
+            while busy:
+                for pipe in wait(list(busy)):
+                    index, episode, goals = receive(pipe)
+                    put([index], {key: x[None] for key, x in episode.items()}, goals)
+                    new.append(index)
+                    bar.update()
+                    following = next(waiting, None)
+                    if following is None:
+                        busy.discard(pipe)
+                    else:
+                        send(pipe, following)
+                if time.monotonic() - written > KEEP_EVERY:
+                    _keep(kept, new, arrays, reached)
+                    new, written = [], time.monotonic()
+    except BaseException:
+        _keep(kept, new, arrays, reached)
+        if done := (reached >= 0).sum():
+            say(f"        {done:,} of {total:,} episodes are kept; the same command goes on with them")
+        raise
+    if missing:
+        rate = len(missing) / (time.monotonic() - began)
+        steps = rate * next(iter(arrays.values())).shape[1]
+        print(f"        {rate:.2f} episodes/s, {steps:,.0f} steps/s, {reached.mean():.2f} goals reached per episode")
     return {key: x.reshape(-1, *x.shape[2:]) for key, x in arrays.items()}, reached
 
 
@@ -183,6 +212,8 @@ def _collecting_alone(path: Path) -> Iterator[None]:
     finally:
         for file in (_record_path(path), _validation_path(path), path):
             _temporary(file).unlink(missing_ok=True)
+        if path.exists():
+            shutil.rmtree(_kept_folder(path), ignore_errors=True)
         lock.close()
 
 
@@ -195,6 +226,46 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             f"cannot write the collected data to {folder}: {error.strerror or error}. Name another folder with "
             f"--data-dir (scripts) or --out (common.collect)."
         ) from None
+
+
+def _kept_folder(path: Path) -> Path:
+    """Where the episodes of an unfinished collection lie."""
+    return path.with_name(f".{path.stem}.episodes")
+
+
+def _prepare_kept(path: Path, origin: dict) -> Path:
+    """That folder, emptied of what another version of anything made."""
+    folder = _kept_folder(path)
+    made_by = json.dumps(origin | {"procedures_sha256": sha256(Path(procedures.__file__))}, indent=2)
+    record = folder / "made_by.json"
+    if not record.exists() or record.read_text() != made_by:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        record.write_text(made_by)
+    return folder
+
+
+def _read_kept(folder: Path) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
+    """(numbers of episodes, key -> (number, steps, ...), goals reached in each) of each file that `_keep` wrote."""
+    for file in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(file) as stored:
+                episodes = dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # the power failed
+            file.unlink()
+            continue
+        yield episodes.pop("index"), episodes, episodes.pop("reached")
+
+
+def _keep(folder: Path, indices: list[int], arrays: dict, reached: np.ndarray) -> None:
+    """Writes these episodes into the folder."""
+    if not indices:
+        return
+    file = folder / f"{indices[0]}.npz"
+    with _disk_errors(folder.parent):
+        with open(_temporary(file), "wb") as stream:
+            np.savez(stream, index=indices, reached=reached[indices], **{key: x[indices] for key, x in arrays.items()})
+        os.replace(_temporary(file), file)
 
 
 def _check_space(folder: Path, size: int) -> None:
