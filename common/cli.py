@@ -42,7 +42,7 @@ class RunArgs:
     grid: tuple[str, ...] | None = None
     """train several values of a number side by side too, each with all seeds: alpha=1,3,10 discount=0.99,0.995"""
     steps: int = 1_000_000
-    """gradient steps; may grow with --resume"""
+    """gradient steps; with --resume they may change"""
     log_every: int | None = None
     """updates per dispatch, over which losses are averaged; None is 5000 on a GPU and 100 on a CPU, if that divides"""
     save_every: int = 100_000
@@ -172,7 +172,7 @@ def prepare(args: A) -> A:
     """The first thing of every `main`: arguments and devices checked, with an interval if none was asked for; compiled
     programs are kept for the next start. Raises UserError."""
     ended = args.resume is not None and (Path(args.resume) / "result.json").exists()
-    if ended and args.steps == read_config(str(args.resume))["args"]["steps"]:
+    if ended and args.steps <= read_config(str(args.resume))["args"]["steps"]:
         raise UserError(f"--resume {args.resume}: this run has ended; larger --steps would go on.")
     host()  # or one line that says why there is none, before data are looked for
     keep_compiled_programs()
@@ -327,7 +327,5 @@ def _resumed_args(args_class: type[A], argv: Sequence[str], directory: str) -> A
         before, flag = getattr(saved, field.name), flag_of(field.name)
         if getattr(args, field.name) != before and field.name not in MAY_CHANGE_ON_RESUME:
             raise UserError(f"--resume takes {flag} from the run ({before}); start a new run to change it.")
-    if args.steps < saved.steps:
-        raise UserError(f"--steps {args.steps} is less than the run's {saved.steps}; with --resume it can only grow.")
     args.check()
     return args

@@ -102,16 +102,19 @@ class Run:
         config, steps = cli.read_config(self.directory), self.args.steps
         if config["dataset"]["sha256"] != self.dataset.sha256:
             raise UserError(f"--resume {self.directory}: the dataset is not the one that the run began with.")
-        if steps > config["args"]["steps"]:
-            say(f"NOTE    --steps {config['args']['steps']:,} -> {steps:,}; a decay over --steps gets longer too")
+        done, content = Progress(), None
+        if (self.directory / checkpoints.FILE).exists():
+            checkpoint = checkpoints.load(self.directory)
+            content = checkpoint.pop("state")
+            done = Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])})
+        if steps < done.step:
+            raise UserError(f"--steps {steps} is less than the {done.step} that the run has done.")
+        if steps != config["args"]["steps"]:
+            say(f"NOTE    --steps {config['args']['steps']:,} -> {steps:,}; a decay over --steps changes too")
             config["args"]["steps"] = steps
             write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
             (self.directory / "result.json").unlink(missing_ok=True)
-        if not (self.directory / checkpoints.FILE).exists():
-            return Progress(), None
-        checkpoint = checkpoints.load(self.directory)
-        content = checkpoint.pop("state")
-        return Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])}), content
+        return done, content
 
     def _event_writers(self) -> list:
         import tensorboardX  # a second, which importing a script for its functions does not need

@@ -258,17 +258,22 @@ def test_kill_and_resume_is_bit_identical(uninterrupted, data_dir, tmp_path):
     assert_same_run(directory, uninterrupted)
 
 
-def test_steps_may_grow_on_resume(tmp_path, capsys):
+def test_steps_may_change_on_resume(tmp_path, capsys, fails):
     """As if the run had been told so at the start; by one whose rate does not depend on --steps."""
-    flags = tiny_flags(driftql, hidden_dims=(8,))
-    whole = launch(driftql, *flags, "--runs-dir", tmp_path, "--steps", 300)
-    directory = launch(driftql, *flags, "--runs-dir", tmp_path)
-    capsys.readouterr()
-    assert launch(driftql, "--no-progress", "--resume", directory, "--steps", 300) == directory
-    assert "--steps 200 -> 300" in capsys.readouterr().out
-    assert_same_run(directory, whole)
-    assert json.loads((directory / "config.json").read_text())["args"]["steps"] == 300
-    assert result_of(directory)["steps"] == 300
+    directory, args = tmp_path / "killed", tiny_args(driftql, hidden_dims=(8,), runs_dir=str(tmp_path / "whole"))
+    whole = whole_and_killed(driftql, dataclasses.replace(args, steps=300), 250, directory)
+    before = metrics_of(directory)
+    assert "--steps 100 is less than the 200 that the run has done" in fails(
+        driftql, "--resume", directory, "--steps", 100
+    )
+    assert metrics_of(directory) == before
+    for steps, same in ((200, driftql.main(args)), (300, whole)):
+        capsys.readouterr()
+        assert launch(driftql, "--no-progress", "--resume", directory, "--steps", steps) == directory
+        assert f"-> {steps}; a decay over --steps changes too" in capsys.readouterr().out
+        assert_same_run(directory, same)
+        assert json.loads((directory / "config.json").read_text())["args"]["steps"] == steps
+        assert result_of(directory)["steps"] == steps
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +301,7 @@ def test_resume_refuses_what_it_cannot_continue(finished, stopped, fails, monkey
     with monkeypatch.context() as no_data:  # it is said before they are looked for
         no_data.setattr(driftql, "load_dataset", None)
         assert "has ended" in fails(driftql, "--resume", finished)
+        assert "has ended" in fails(driftql, "--resume", finished, "--steps", 100)
         with pytest.raises(UserError, match="has ended"):
             driftql.main(dataclasses.replace(cli.args_of(driftql.Args, finished), resume=str(finished)))
     content = (stopped / "checkpoint.msgpack").read_bytes()
