@@ -90,11 +90,14 @@ class Evaluator:
         """
         import jax  # as above
 
-        if overlaps_training() and not stopping():
-            copy = jax.device_put(state, self.device, may_alias=False)  # training reuses the memory of `state`
-            return self.thread.submit(self._play, copy, step, lambda: False)
         done: Future = Future()
-        done.set_result(self._play(state, step, stopping))
+        if stopping():
+            done.set_result(None)  # the workers may still be playing for the step before
+        elif overlaps_training():
+            copy = jax.device_put(state, self.device, may_alias=False)  # training reuses the memory of `state`
+            done = self.thread.submit(self._play, copy, step, lambda: False)
+        else:
+            done.set_result(self._play(state, step, stopping))
         return done
 
     def _play(self, state: Any, step: int, stopping: Callable[[], bool]) -> dict[str, Any] | None:

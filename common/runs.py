@@ -102,8 +102,8 @@ class Run:
         config, steps = cli.read_config(self.directory), self.args.steps
         if config["dataset"]["sha256"] != self.dataset.sha256:
             raise UserError(f"--resume {self.directory}: the dataset is not the one that the run began with.")
-        done, content = Progress(), None
-        if (self.directory / checkpoints.FILE).exists():
+        done, content, result = Progress(), None, self.directory / "result.json"
+        if (self.directory / checkpoints.FILE).exists() or result.exists():
             checkpoint = checkpoints.load(self.directory)
             content = checkpoint.pop("state")
             done = Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])})
@@ -112,8 +112,8 @@ class Run:
         if steps != config["args"]["steps"]:
             say(f"NOTE    --steps {config['args']['steps']:,} -> {steps:,}; a decay over --steps changes too")
             config["args"]["steps"] = steps
+            result.unlink(missing_ok=True)
             write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
-            (self.directory / "result.json").unlink(missing_ok=True)
         return done, content
 
     def _event_writers(self) -> list:
@@ -264,8 +264,7 @@ class Run:
             shutil.rmtree(self.directory)
             say("stopped before anything was done; nothing is kept")
             sys.exit(128 + number)
-        if self.step > self.saved_step or not (self.directory / checkpoints.FILE).exists():
-            self.save(state)
+        self.save(state)  # with the evaluation of this step, which a checkpoint of the same step lacks
         self.bar.close()
         if number:
             say(f"stopped at step {self.step:,}, saved; go on with\n  {self._how_to_resume()}\n{self.directory}")

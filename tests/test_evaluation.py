@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,29 @@ def test_beside_training_the_result_is_the_same(monkeypatch):
         future = evaluate(state, 100, stopping=lambda: next(calls))
         state.delete()
         jax.tree.map(np.testing.assert_array_equal, before, future.result())
+
+
+def test_a_stop_does_not_disturb_the_evaluation_on_its_way(monkeypatch):
+    """Nor does the next one, which waits for it."""
+    args = driftql.Args(env="bandit", eval_episodes=20, num_seeds=2, progress=False)
+    begin, real_play, played = threading.Event(), Evaluator._play, []
+
+    def play(evaluator, state, step, stopping):
+        played.append(step)
+        begin.wait(timeout=5)
+        return real_play(evaluator, state, step, stopping)
+
+    with Evaluator(args, Recorder, noisy_act) as evaluate:
+        state = jnp.array([0.1, 0.3])
+        alone = [evaluate(state, step).result() for step in (100, 300)]
+        monkeypatch.setattr(evaluation, "overlaps_training", lambda: True)
+        monkeypatch.setattr(Evaluator, "_play", play)
+        on_its_way, stopped = evaluate(state, 100), evaluate(state, 200, stopping=lambda: True)
+        following = evaluate(state, 300)
+        assert stopped.result(timeout=0) is None
+        begin.set()
+        jax.tree.map(np.testing.assert_array_equal, alone, [on_its_way.result(), following.result()])
+    assert played == [100, 300]
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -274,6 +274,8 @@ def test_steps_may_change_on_resume(tmp_path, capsys, fails):
         assert_same_run(directory, same)
         assert json.loads((directory / "config.json").read_text())["args"]["steps"] == steps
         assert result_of(directory)["steps"] == steps
+        kept = json.loads(checkpoints.load(directory)["evaluations"])  # the last one too, though a save came before it
+        assert kept == result_of(directory)["evaluations"]
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +316,20 @@ def test_resume_refuses_what_it_cannot_continue(finished, stopped, fails, monkey
     edit_config(stopped, lambda config: config["dataset"].update(sha256="0"))
     assert "dataset" in fails(driftql, "--resume", stopped)
     assert "not a run directory" in fails(driftql, "--resume", stopped.parent)
+
+
+@pytest.mark.xdist_group("finished")
+def test_a_result_without_its_checkpoint_is_not_trained_away(finished, tmp_path, fails):
+    directory = tmp_path / "kept"
+    shutil.copytree(finished, directory)
+    content = (directory / "checkpoint.msgpack").read_bytes()
+    files = {name: (directory / name).read_bytes() for name in ("config.json", "metrics.csv", "result.json")}
+    for damage in (content + b"x", None):
+        (directory / "checkpoint.msgpack").unlink()
+        if damage:
+            (directory / "checkpoint.msgpack").write_bytes(damage)
+        assert "checkpoint.msgpack" in fails(driftql, "--resume", directory, "--steps", 300)
+        assert {name: (directory / name).read_bytes() for name in files} == files
 
 
 @pytest.mark.xdist_group("finished")
