@@ -59,9 +59,9 @@ class Args(cli.Args):
     q_agg: Literal["mean", "min"] = "min"
     """how the TD target joins the two critics"""
     alpha: float = 10.0
-    """weight of the drift loss against Q (alpha in Eq. 12); the one to tune: 3 to 300 on OGBench"""
+    """weight of the drift loss against Q (alpha in Eq. 12); the one to tune: 10 to 300 on OGBench"""
     temperature: float = 0.2
-    """reach of the repulsion (tau in Eq. 8), in units of sqrt(action dimension); 0.02 to 0.8"""
+    """reach of the repulsion (tau in Eq. 8), in units of sqrt(action dimension); 0.02 to 0.8 on OGBench"""
     kernel: Literal["laplace", "gaussian"] = "laplace"
     """shape of the repulsion over distance (Eq. 8)"""
     num_candidates: int = 32

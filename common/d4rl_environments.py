@@ -164,4 +164,5 @@ def minari_maze(task: str) -> tuple[list[list[int | str]], np.ndarray]:
 def require(package: str, what: object) -> None:
     """Raises UserError if a package of the extra is missing."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{what} needs {package}: uv pip install -e '.[d4rl]'")
+        python = ", with Python 3.11 or newer" if package == "minari" else ""
+        raise UserError(f"{what} needs {package}: uv pip install -e '.[d4rl]'{python}")

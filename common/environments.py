@@ -34,7 +34,8 @@ OGBENCH_NAMES = [
 DEFAULT_TASK = {"antsoccer": 4, "cube": 2, "scene": 2, "puzzle": 4}  # the benchmark's; 1 elsewhere
 
 # Centres of the four modes, their mean rewards, and how much reward a unit of distance from the centre costs.
-# `bandit` is figure 1 of DriftQL (arXiv 2606.00350), `bandit-corners` the toy of Diffusion-QL (arXiv 2208.06193).
+# `bandit` is after figure 1 of DriftQL (arXiv 2606.00350), whose constants are not published, so these are ours;
+# `bandit-corners` is the toy of Diffusion-QL (arXiv 2208.06193).
 BANDITS = {
     "bandit": ([[0.0, 0.8], [-0.8, 0.0], [0.8, 0.0], [0.0, -0.8]], [2.0, 1.0, 5.0, 5.0], 10.0),
     "bandit-corners": ([[-0.8, 0.8], [-0.8, -0.8], [0.8, 0.8], [0.8, -0.8]], [3.0, 0.0, 1.5, 5.0], 0.0),

@@ -142,6 +142,17 @@ def test_data_settings_and_tasks_are_never_mixed(tmp_path):
     }
 
 
+def test_a_score_of_fewer_evaluations_than_three_says_so(tmp_path):
+    result = make_run(tmp_path) / "result.json"
+    content = json.loads(result.read_text())
+    for kept, text in ((3, "preset"), (2, "preset; score of 2 evaluations"), (1, "preset; score of 1 evaluation")):
+        result.write_text(
+            json.dumps(content | {"evaluations": [content["evaluations"][i] for i in (0, *range(-kept, 0))]})
+        )
+        ((group,), _) = read_runs.read_runs(tmp_path)
+        assert group.settings_text == text
+
+
 def test_collected_data_say_how_they_differ():
     few = {"source": "collected", "collection": {"episodes": 200, "official_episodes": 1000, "p_random_action": 0.3}}
     assert read_runs.describe_data(few) == "collected here, not official, 200 episodes, 30% random actions"

@@ -73,10 +73,10 @@ class Group(NamedTuple):
 
     @property
     def settings_text(self) -> str:
-        if not self.settings:
-            return "preset"
         text = ", ".join(f"{name.replace('_', '-')} {setting_text(value)}" for name, value in self.settings.items())
-        return f"reduced: {text}" if self.reduced else f"changed: {text}"
+        text = f"{'reduced' if self.reduced else 'changed'}: {text}" if text else "preset"
+        counted = sum(evaluation["step"] > 0 for evaluation in self.seeds[0].result["evaluations"])
+        return text if counted > 2 or not self.task else f"{text}; score of {counted} evaluation{'s' * (counted > 1)}"
 
     @property
     def official(self) -> bool:
