@@ -68,7 +68,7 @@ def restore(state: Any, content: bytes) -> Any:
     except (ValueError, KeyError, AttributeError):
         same = False
     if not jax.tree.all(same):
-        raise UserError("the checkpoint does not fit the run's config.json.")
+        raise UserError("the checkpoint does not fit what this script makes of the run's config.json.")
     # On the devices that `state` is on, if it is on any.
     return jax.tree.map(lambda old, new: jax.device_put(new, getattr(old, "sharding", None)), state, restored)
 

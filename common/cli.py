@@ -9,117 +9,34 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
-from common import UserError, d4rl, grid
+from common import UserError, d4rl
+from common.arguments import (
+    A,
+    Args,
+    DataArgs,
+    EvaluationArgs,
+    RunArgs,
+    algorithm_name,
+    check_types,
+    fits,
+    flag_of,
+    plain,
+)
 from common.devices import backend, host, keep_compiled_programs
 from common.environments import BANDITS, resolve_name
 from common.progress import say
 
-
-@dataclass(frozen=True)
-class RunArgs:
-    """run"""
-
-    env: str = "antmaze-large-navigate"
-    """OGBench dataset (short name or full id), D4RL's (hopper-medium), bandit, bandit-corners, or with --dataset any
-    gymnasium id"""
-    task: int | None = None
-    """OGBench task, 1 to 5; None is the benchmark's default"""
-    seed: int = 0
-    """seed of parameters, batches and evaluation"""
-    num_seeds: int = 1
-    """train this many seeds side by side: seed, seed + 1, ..."""
-    grid: tuple[str, ...] | None = None
-    """train several values of a number side by side too, each with all seeds: alpha=1,3,10 discount=0.99,0.995"""
-    steps: int = 1_000_000
-    """gradient steps; with --resume they may change"""
-    log_every: int | None = None
-    """updates per dispatch, over which losses are averaged; None is 5000 on a GPU and 100 on a CPU, if that divides"""
-    save_every: int = 100_000
-    """updates between checkpoints"""
-    runs_dir: str = "runs"
-    """where run directories are made"""
-    resume: str | None = None
-    """directory of a run to go on with; takes all other arguments from there"""
-    track: bool = False
-    """log to Weights & Biases too (needs the extra `track`)"""
-    progress: bool = True
-    """how far it is: bars on a terminal, elsewhere a line a minute"""
-
-
-@dataclass(frozen=True)
-class DataArgs:
-    """data"""
-
-    data: Literal["auto", "cache", "download", "collect"] = "auto"
-    """cache: only files that are there; download: OGBench's host, for D4RL Minari's; collect: made on this machine, not
-    the official data; auto: cache, else download, else collect"""
-    data_dir: str | None = None
-    """folder with OGBench's npz files; None is ~/.ogbench/data. Collected data go to its subfolder `collected`. For
-    D4RL: with its HDF5 files or Minari's datasets; None is ~/.d4rl/datasets, then ~/.minari/datasets"""
-    collect_episodes: int | None = None
-    """training episodes if data are collected; None is OGBench's number"""
-    dataset: str | None = None
-    """your own npz file, or one in OGBench's format for an OGBench --env, or an HDF5 file in D4RL's layout for a D4RL
-    --env (formats: common/transitions.py, common/d4rl.py)"""
-    rewards: Literal["usual", "cql_antmaze", "standardized", "returns_1000"] = "usual"
-    """of D4RL, as the presets' authors treat them: r - 1 on antmaze and raw elsewhere; 4 (r - 0.5); (r - mean) / std;
-    1000 r / (best return - worst return)"""
-
-
-@dataclass(frozen=True)
-class EvaluationArgs:
-    """evaluation"""
-
-    eval_every: int = 100_000
-    """updates between evaluations; there is one before the first update too"""
-    eval_episodes: int = 50
-    """episodes per evaluation and seed"""
-    eval_workers: int | None = None
-    """processes that run environments; None is one per core"""
-    capture_video: bool = False
-    """film one episode of the final policy: film.gif (needs OpenGL; without a screen set MUJOCO_GL=egl)"""
-
-
-@dataclass(frozen=True)
-class Args(EvaluationArgs, DataArgs, RunArgs):
-    """What every script takes; each adds the arguments of its algorithm."""
-
-    def check(self) -> None:
-        """Raises UserError for numbers that no run can use: counts must be positive, others finite and not negative,
-        discounts and target rates at most 1, intervals multiples of --log-every."""
-        for field in dataclasses.fields(self):
-            value, flag = getattr(self, field.name), flag_of(field.name)
-            if value == ():
-                raise UserError(f"{flag} needs at least one value.")
-            for number in value if isinstance(value, tuple) else [value]:
-                if isinstance(number, int) and not isinstance(number, bool) and number < (field.name != "seed"):
-                    raise UserError(f"{flag} {number} must be {'0 or more' if field.name == 'seed' else 'positive'}.")
-                if isinstance(number, float) and not (math.isfinite(number) and number >= 0):
-                    raise UserError(f"{flag} {number} must be a finite number, 0 or more.")
-            if (field.name == "discount" or field.name.endswith("target_rate")) and value > 1:
-                raise UserError(f"{flag} {value} must lie between 0 and 1.")
-        if self.seed + self.num_seeds > 2**32:
-            raise UserError(f"--seed {self.seed} is too large: seeds are 32-bit numbers.")
-        for name in ("steps", "eval_every", "save_every"):
-            if self.log_every is not None and getattr(self, name) % self.log_every:
-                what = f"{flag_of(name)} {getattr(self, name)}"
-                raise UserError(f"{what} is not a multiple of --log-every {self.log_every}; change one of the two.")
-        grid.combinations(self)
-
-
-A = TypeVar("A", bound=Args)
-MAY_CHANGE_ON_RESUME = ("resume", "data_dir", "eval_workers", "track", "capture_video", "progress", "steps")
+MAY_CHANGE_ON_RESUME = ("resume", "data_dir", "dataset", "eval_workers", "track", "capture_video", "progress", "steps")
 
 # -------------------------------------------------------------------------------------------------- from words to Args
 
@@ -163,17 +80,20 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
 
 
 def args_for(args_class: type[A], presets: dict[str, dict], env: str, changes: dict[str, Any]) -> A:
-    """The arguments that `--env` gives on the command line, with these changes on top."""
-    args = args_class(**{"env": env} | presets.get(_preset_name(env), {}) | changes)
+    """The arguments that `--env` gives on the command line, with these changes on top. Raises UserError for a value of
+    the wrong type."""
+    args = plain(args_class(**{"env": env} | presets.get(_preset_name(env), {}) | changes))
+    check_types(args)
     return args if "log_every" in changes else _with_log_interval(args)
 
 
 def prepare(args: A) -> A:
     """The first thing of every `main`: arguments and devices checked, with an interval if none was asked for; compiled
     programs are kept for the next start. Raises UserError."""
-    ended = args.resume is not None and (Path(args.resume) / "result.json").exists()
-    if ended and args.steps <= read_config(str(args.resume))["args"]["steps"]:
-        raise UserError(f"--resume {args.resume}: this run has ended; larger --steps would go on.")
+    args = plain(args)
+    check_types(args)
+    if args.resume is not None:
+        _check_resumed(args, args.resume)
     host()  # or one line that says why there is none, before data are looked for
     keep_compiled_programs()
     args = args if args.log_every is not None else _with_log_interval(args)
@@ -185,7 +105,10 @@ def _with_log_interval(args: A) -> A:
     """An interval that divides what is asked for. On a CPU, large networks take seconds per update: short dispatches
     keep progress lively."""
     usual = args.log_every or (100 if backend() == "cpu" else 5_000)
-    return dataclasses.replace(args, log_every=math.gcd(usual, args.steps, args.eval_every, args.save_every) or usual)
+    interval = math.gcd(usual, args.steps, args.eval_every, args.save_every) or usual
+    if interval * 10 <= min(usual, args.steps):
+        say(f"NOTE    --log-every {interval}: --steps, --eval-every and --save-every share no more, and it is slower")
+    return dataclasses.replace(args, log_every=interval)
 
 
 def _preset_name(env: str) -> str:
@@ -259,16 +182,6 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def algorithm_name(args_class: type) -> str:
-    """driftql for the arguments of driftql.py."""
-    return Path(inspect.getfile(args_class)).stem
-
-
-def flag_of(field: str) -> str:
-    """--num-seeds for num_seeds."""
-    return f"--{field.replace('_', '-')}"
-
-
 # -------------------------------------------------------------------------------------------------- from a run to Args
 
 
@@ -300,32 +213,30 @@ def args_of(args_class: type[A], directory: str | Path) -> A:
         raise UserError(f"{directory}: {made}, which differs in {flag_of(wrong[0])}.")
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in config["args"].items()}
     for name, value in values.items():
-        if not _fits(value, hints[name]):
+        if not fits(value, hints[name]):
             raise UserError(f"{directory}: config.json has {value!r} for {flag_of(name)}.")
     return args_class(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from a JSON file has the type of a field."""
-    options = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return value in options
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in options)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(x, options[0]) for x in value)
-    return type(value) in ((int, float) if hint is float else (hint,))
-
-
 def _resumed_args(args_class: type[A], argv: Sequence[str], directory: str) -> A:
+    args = command_line(args_class, argv, _saved_args(args_class, os.path.expanduser(directory)))
+    args.check()
+    return args
+
+
+def _saved_args(args_class: type[A], directory: str) -> A:
     try:
-        saved = args_of(args_class, directory)
+        return args_of(args_class, directory)
     except UserError as error:
         raise UserError(f"--resume {error}") from None
-    args = command_line(args_class, argv, saved)
+
+
+def _check_resumed(args: Args, directory: str) -> None:
+    """Raises UserError for what cannot change, and for a run that has nothing to do."""
+    saved = _saved_args(type(args), directory)
     for field in dataclasses.fields(args):
         before, flag = getattr(saved, field.name), flag_of(field.name)
         if getattr(args, field.name) != before and field.name not in MAY_CHANGE_ON_RESUME:
             raise UserError(f"--resume takes {flag} from the run ({before}); start a new run to change it.")
-    args.check()
-    return args
+    if (Path(directory) / "result.json").exists() and args.steps <= saved.steps:
+        raise UserError(f"--resume {directory}: this run has ended; larger --steps would go on.")

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def load_dataset(
     data: `cache` reads `data_dir` only, `download` asks OGBench's host only, `collect` takes what was collected on this
         machine or collects it, `auto` tries them in this order.
     data_dir: folder of OGBench files; None is OGBench's own cache. Collected files are in its subfolder `collected`.
-    dataset: one's own npz file, or for an OGBench name one in OGBench's format (transitions.py).
+    dataset: one's own npz file; one without rewards, in OGBench's format, is labelled with the task's (transitions.py).
     collect_episodes: training episodes to collect; None is OGBench's number.
     rewards: how D4RL's are treated (d4rl.treat_rewards).
 
@@ -59,9 +60,7 @@ def load_dataset(
             raise UserError(f"--dataset {path} does not exist.")
         if _is_ogbench_name(env) and _in_ogbench_format(path):
             return _load_ogbench(*resolve_name(env, task), path)
-        if task is not None:
-            raise UserError("--task belongs to OGBench datasets; it has no meaning with your own rewards.")
-        return _load_user_dataset(env, path)
+        return _load_user_dataset(env, task, path)
     if env in BANDITS:
         if task is not None:
             raise UserError(f"--env {env} has no tasks; leave --task out.")
@@ -263,9 +262,17 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     )
 
 
-def _load_user_dataset(env_name: str, path: Path) -> Dataset:
-    """Reads one's own npz file; the environment is any gymnasium id and serves for evaluation only."""
-    env = make_user_env(env_name)
+def _load_user_dataset(env_name: str, task: int | None, path: Path) -> Dataset:
+    """Reads one's own npz file; the environment, an OGBench task or any gymnasium id, serves for evaluation only."""
+    make_env: Callable = functools.partial(make_user_env, env_name)
+    if _is_ogbench_name(env_name):
+        env_name, task = resolve_name(env_name, task)
+        make_env = functools.partial(make_ogbench_env, env_name, task)
+    elif task is not None:
+        raise UserError(f"--task belongs to OGBench environments; {env_name} has no tasks.")
+    elif env_name in BANDITS:
+        raise UserError(f"--env {env_name} has data of its own; leave --dataset out, or name your data's environment.")
+    env = make_env()
     arrays = _read_npz(path, ("observations", "actions", "rewards", "masks", "terminals"), ("next_observations",))
     check_arrays(path, arrays, env)
     env.close()
@@ -277,8 +284,8 @@ def _load_user_dataset(env_name: str, path: Path) -> Dataset:
         raise UserError(f"{path} holds no usable transition: each trajectory is one row with mask 1 and no next state.")
     return Dataset(
         name=env_name,
-        task=None,
-        make_env=functools.partial(make_user_env, env_name),
+        task=task,
+        make_env=make_env,
         source="user",
         path=str(path.absolute()),
         sha256=sha256(path),

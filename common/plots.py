@@ -1,6 +1,8 @@
 """The pictures of a run. Plots need matplotlib (extra `plot`); what cannot be drawn is a line that says why."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def draw_run(
                 drawn.append(directory / name)
         except Exception as error:  # a full disk, no matplotlib, a renderer: all the same here
             say(f"no {name}: {error}")
-            (directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (directory / name).unlink(missing_ok=True)
     return drawn
 
 
@@ -146,6 +149,20 @@ def pyplot() -> Any:
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def check_picture(path: Path, kinds: Sequence[str] | None = None) -> None:
+    """Raises UserError if no picture can be written there, which is better known before the work for it than after.
+    Makes the folder. kinds: of files; None are those that matplotlib writes."""
+    kinds = kinds or sorted(pyplot().Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:] not in kinds:
+        raise UserError(f"{path}: the name must end in .{' or .'.join(kinds)}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}.") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: its folder is read-only.")
 
 
 def _save(plt: Any, figure: Any, path: Path) -> bool:

@@ -14,8 +14,8 @@ def say(line: str) -> None:
     try:
         tqdm.write(line)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read along has gone (`| head`). The run goes on, and so must what it still has to say.
+    except OSError:
+        # Whoever read along has gone (`| head`), or the terminal. The run goes on, and so must what it has to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -13,10 +13,12 @@
 import contextlib
 import csv
 import dataclasses
-import importlib.util
+import hashlib
+import inspect
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -32,16 +34,12 @@ from common import UserError, checkpoints, cli, d4rl
 from common.checkpoints import write_atomically
 from common.cli import Args
 from common.grid import combination_name, member_names, members
+from common.locks import lock
 from common.plots import draw_run
 from common.progress import ProgressBar, say
 from common.results import by_combination, circumstances, make_result, score_lines
 from common.signals import Signals
 from common.transitions import Dataset
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, nothing keeps two processes out of one run directory
-    fcntl = None  # type: ignore[assignment]
 
 # What an evaluation can report, in the order of metrics.csv.
 EVALUATED = ("success", "support", "return", "length", "normalized")
@@ -72,8 +70,6 @@ class Run:
     """
 
     def __init__(self, args: Args, dataset: Dataset, metrics: Sequence[str]):
-        if args.track and importlib.util.find_spec("wandb") is None:
-            raise UserError("--track needs Weights & Biases: uv pip install -e '.[track]'")
         self.args, self.dataset, self.interval = args, dataset, args.log_every or 1
         self.members, self.names = members(args), member_names(args)
         names = [*self.members[0].values, *(f"eval/{name}" for name in EVALUATED), *metrics]
@@ -84,7 +80,8 @@ class Run:
             self.signals = Signals()
             files.callback(self.signals.close)
             self.directory = Path(args.resume) if args.resume else make_directory(args, dataset)
-            lock(self.directory, files)
+            if not lock(self.directory, files):
+                raise UserError(f"{self.directory}: another process is working on this run.")
             self.done, self.content = self._open_old() if args.resume else (Progress(), None)
             self.saved_step, self.began = self.done.step, time.monotonic()
             self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
@@ -99,21 +96,16 @@ class Run:
 
     def _open_old(self) -> tuple[Progress, bytes | None]:
         """Progress and state of the checkpoint, if there is one yet."""
-        config, steps = cli.read_config(self.directory), self.args.steps
-        if config["dataset"]["sha256"] != self.dataset.sha256:
+        if cli.read_config(self.directory)["dataset"]["sha256"] != self.dataset.sha256:
             raise UserError(f"--resume {self.directory}: the dataset is not the one that the run began with.")
-        done, content, result = Progress(), None, self.directory / "result.json"
-        if (self.directory / checkpoints.FILE).exists() or result.exists():
-            checkpoint = checkpoints.load(self.directory)
-            content = checkpoint.pop("state")
-            done = Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])})
-        if steps < done.step:
-            raise UserError(f"--steps {steps} is less than the {done.step} that the run has done.")
-        if steps != config["args"]["steps"]:
-            say(f"NOTE    --steps {config['args']['steps']:,} -> {steps:,}; a decay over --steps changes too")
-            config["args"]["steps"] = steps
-            result.unlink(missing_ok=True)
-            write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
+        if not ((self.directory / checkpoints.FILE).exists() or (self.directory / "result.json").exists()):
+            say("NOTE    there is no checkpoint yet; the run begins again")
+            return Progress(), None
+        checkpoint = checkpoints.load(self.directory)
+        content = checkpoint.pop("state")
+        done = Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])})
+        if self.args.steps < done.step:
+            raise UserError(f"--steps {self.args.steps} is less than the {done.step} that the run has done.")
         return done, content
 
     def _event_writers(self) -> list:
@@ -126,7 +118,8 @@ class Run:
         import wandb  # an optional package
 
         name, config = self.directory.name, cli.read_config(self.directory)
-        tracker = wandb.init(project="offline-rl-jax", id=name, name=name, resume="allow", config=config)
+        where = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:8]  # a sweep's names may be equal
+        tracker = wandb.init(project="offline-rl-jax", id=f"{name}-{where}", name=name, resume="allow", config=config)
         tracker.define_metric("*", step_metric="step")  # of its own, because an evaluation may come late
         files.callback(tracker.finish)
         return tracker
@@ -145,7 +138,9 @@ class Run:
         return kept if self.saved_step else f"There was no checkpoint yet; the log is in {self.directory}."
 
     def _how_to_resume(self) -> str:
-        return f"python {cli.algorithm_name(type(self.args))}.py --resume {self.directory}"
+        script = Path(inspect.getfile(type(self.args))).absolute()
+        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+        return f"python {shlex.quote(str(script))} --resume {shlex.quote(str(self.directory))}"
 
     @property
     def step(self) -> int:
@@ -157,14 +152,27 @@ class Run:
         return self.signals.number is not None
 
     def restore(self, state: Any) -> Any:
-        """The state of the checkpoint in the structure of `state`; `state` itself where there is none.
+        """The state of the checkpoint in the structure of `state`; `state` itself where there is none. From here on
+        config.json says what has changed.
 
         Raises UserError if the checkpoint holds another state than this run's.
         """
         if self.content is not None:
             state, self.content = checkpoints.restore(state, self.content), None
             say(f"resumed at step {self.step:,}")
+        if self.args.resume:
+            self._write_changes()
         return state
+
+    def _write_changes(self) -> None:
+        config, steps = cli.read_config(self.directory), self.args.steps
+        before, file = config["args"], self.args.dataset
+        after = before | {"steps": steps} | ({"dataset": str(Path(file).expanduser().absolute())} if file else {})
+        if steps != before["steps"]:
+            say(f"NOTE    --steps {before['steps']:,} -> {steps:,}; a decay over --steps changes too")
+            (self.directory / "result.json").unlink(missing_ok=True)
+        if after != before:
+            write_atomically(self.directory / "config.json", json.dumps(config | {"args": after}, indent=2).encode())
 
     def log(self, metrics: dict[str, np.ndarray], seconds: float) -> None:
         """Counts and logs one interval. metrics: name -> (members,) means over it; seconds that it took.
@@ -312,20 +320,6 @@ def make_directory(args: Args, dataset: Dataset) -> Path:
         directory.rmdir()
         raise
     return directory
-
-
-def lock(directory: Path, files: contextlib.ExitStack) -> None:
-    """Keeps other processes out of a run directory until `files` is closed. Raises UserError if one is in it."""
-    if fcntl is None:
-        return
-    try:
-        folder = os.open(directory, os.O_RDONLY)
-        files.callback(os.close, folder)
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{directory}: another process is working on this run.") from None
-    except OSError:
-        pass  # a file system without locks; that the directory is there has been seen
 
 
 def _open_metrics(path: Path, columns: Sequence[str], done: Progress):

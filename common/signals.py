@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a run to end well, the second ends the process."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks a run to end well, the second ends the process."""
 
 import contextlib
 import os
@@ -7,9 +7,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+# Ctrl-C, a batch system's request, a connection or terminal that has gone (not on Windows).
+NUMBERS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
 
 class Signals:
-    """What the first Ctrl-C or SIGTERM asks for: `number` is None before it. The second one ends the process at once.
+    """What the first of these signals asks for: `number` is None before it. The second one ends the process at once.
+    One that is ignored, as SIGHUP by nohup, stays so.
 
     A thread answers, because Python's handlers wait until the compiled program returns, which can take minutes.
     """
@@ -21,7 +25,9 @@ class Signals:
             return
         read, write = os.pipe()
         os.set_blocking(write, False)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in NUMBERS:
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self.handlers[number] = signal.signal(number, lambda *_: None)
         self.pipe, self.before = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         threading.Thread(target=self._answer, args=(read,), daemon=True).start()

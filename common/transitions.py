@@ -135,7 +135,7 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env: gymnasium.Env) 
         if not np.isin(arrays[key], (0.0, 1.0)).all():
             raise UserError(f"{path}: '{key}' must be 0 or 1 in every row.")
     if not arrays["terminals"][-1]:
-        raise UserError(f"{path}: the last row is not terminal; the file seems cut off.")
+        raise UserError(f"{path}: the last row is not terminal: is the file cut off? If not, set terminals[-1] = 1.")
 
 
 def clip_actions(actions: np.ndarray) -> np.ndarray:

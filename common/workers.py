@@ -14,6 +14,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from common import UserError
+from common.signals import NUMBERS
 
 
 class Workers:
@@ -74,9 +75,9 @@ class _Failure(str):
 
 
 def _run(target: Callable, pipe: Connection, *arguments) -> None:
-    # Ctrl-C and a batch system's SIGTERM reach the whole process group; when to stop is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # they were held back up to here
+    # They reach the whole process group; when to stop is the parent's decision.
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)  # they were held back up to here
     warnings.filterwarnings("ignore", module="gymnasium")  # of OGBench's own spaces, once per process
     try:
         target(pipe, *arguments)
@@ -95,10 +96,9 @@ def _signals_held_back():
         yield
         return
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in NUMBERS}
     resource_tracker.ensure_running()  # it starts with the first process, and would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import NAME, ROOT, tiny_args, tiny_flags
 
@@ -70,6 +71,13 @@ def test_a_preset_s_interval_adapts_to_what_is_asked_for():
     assert all(x % args.log_every == 0 for x in (args.steps, args.eval_every, args.save_every))
     assert args == driftql.args_for("bandit", steps=300)
     assert parsed("--env", "bandit").log_every == driftql.PRESETS["bandit"]["log_every"]
+
+
+def test_an_interval_that_makes_training_slow_is_said(capsys):
+    parsed("--env", "bandit", "--steps", "300")
+    assert "NOTE" not in capsys.readouterr().out
+    assert parsed("--env", "bandit", "--steps", "2001").log_every == 1
+    assert "NOTE    --log-every 1: " in capsys.readouterr().out
 
 
 def test_a_whole_number_may_have_an_exponent():
@@ -254,6 +262,28 @@ def test_a_config_with_missing_keys_is_one_clear_line(tmp_path, fails):
     )
     write_config(tmp_path, algo="fql")
     assert "made by fql.py" in fails(driftql, "--resume", tmp_path)
+
+
+def test_python_code_is_checked_as_the_command_line_is():
+    for changes, message in (
+        ({"q_agg": "max"}, "--q-agg 'max' must be one of mean, min."),
+        ({"kernel": "Laplace"}, "--kernel 'Laplace' must be one of laplace, gaussian."),
+        ({"steps": 1e3}, "--steps 1000.0 must be of type int."),
+        ({"alpha": "3"}, "--alpha '3' must be of type float."),
+        ({"hidden_dims": 16}, "--hidden-dims 16 must be of type tuple[int, ...]."),
+        ({"task": True}, "--task True must be of type int | None."),
+    ):
+        for use in (lambda x: driftql.args_for("bandit", **x), lambda x: driftql.main(driftql.Args(env="bandit", **x))):
+            with pytest.raises(UserError, match=re.escape(message)):
+                use(changes)
+
+
+def test_python_code_may_give_numbers_of_numpy_lists_and_paths():
+    given = {"alpha": np.float32(3), "seed": np.int64(3), "hidden_dims": [8, np.int32(9)], "runs_dir": Path("~/r")}
+    args = driftql.args_for("bandit", **given)
+    assert args == driftql.args_for("bandit", alpha=3.0, seed=3, hidden_dims=(8, 9), runs_dir=str(Path.home() / "r"))
+    args.check()
+    json.dumps(dataclasses.asdict(args))
 
 
 def test_resume_takes_the_arguments_of_the_run(tmp_path, fails):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,11 +263,21 @@ def test_a_run_on_collected_data_resumes_on_them_though_the_network_is_back(monk
 
 
 def test_collected_data_train_from_any_folder(collected, tmp_path):
-    argv = ("--env", NAME, "--task", "3", "--dataset", collected, *TINY)
+    """And the run goes on where they have moved to: they are known by their sha256."""
+    first, then = tmp_path / "first", tmp_path / "then"
+    first.mkdir()
+    for file in (collected, collected.with_suffix(".json")):
+        shutil.copy(file, first)
+    argv = ("--env", NAME, "--task", "3", "--dataset", first / collected.name, *TINY)
     run = launch(driftql, *argv, "--runs-dir", tmp_path / "runs")
     config = json.loads((run / "config.json").read_text())
     assert config["dataset"]["source"] == "collected"
     assert "task3" in run.name
+    first.rename(then)
+    launch(driftql, "--no-progress", "--resume", run, "--steps", "30", "--dataset", then / collected.name)
+    config = json.loads((run / "config.json").read_text())
+    assert (config["args"]["steps"], config["args"]["dataset"]) == (30, str(then / collected.name))
+    assert json.loads((run / "result.json").read_text())["steps"] == 30
 
 
 def test_a_changed_file_is_not_taken_for_what_was_collected(tmp_path):

@@ -240,6 +240,18 @@ def test_own_file_errors(tmp_path, fails):
     assert "'rewards' has shape (6, 2)" in fails(driftql, "--env", "Line-v0", "--dataset", path)
 
 
+def test_own_rewards_in_an_ogbench_environment(data_dir, tmp_path, fails):
+    with np.load(data_dir / f"{NAME}-v0.npz") as file:
+        rows = {key: file[key] for key in ("observations", "actions", "terminals")}
+    size = len(rows["terminals"])
+    np.savez(tmp_path / "own.npz", **rows, rewards=np.arange(size), masks=np.ones(size))
+    dataset = load_dataset(NAME, task=3, dataset=str(tmp_path / "own.npz"))
+    assert (dataset.name, dataset.task, dataset.source) == (NAME, 3, "user")
+    assert dataset.rewards[5] == 5
+    assert dataset.make_env().spec.id == "pointmaze-medium-singletask-task3-v0"
+    assert "has data of its own" in fails(driftql, "--env", "bandit", "--dataset", tmp_path / "own.npz")
+
+
 def test_environments_that_cannot_be_used_are_one_clear_line(tmp_path, fails):
     """Discrete actions, actions without bounds, a package that is not installed, and one that does not exist."""
     path = tmp_path / "own.npz"

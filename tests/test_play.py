@@ -86,6 +86,9 @@ def test_a_film(bandit, tmp_path, monkeypatch):
         (dict(episodes=0), "must be positive"),
         (dict(pictures=True, episodes=3), "leave --task, --episodes, --seed and --grid out"),
         (dict(film="film.gif"), "no pictures"),
+        (dict(film="film.mp4"), r"must end in \.gif"),
+        (dict(rollouts="where.foo"), r"where\.foo: the name must end in"),
+        (dict(rollouts="/dev/null/where.png"), "cannot write /dev/null/where.png"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(bandit, options, message):

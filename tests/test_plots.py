@@ -90,6 +90,16 @@ def test_a_film_is_an_animation_of_its_frames(tmp_path):
     assert not plots.save_film(tmp_path / "none.gif", None)
 
 
+def test_where_no_picture_can_be_written_is_known_before(tmp_path):
+    plots.check_picture(tmp_path / "new" / "a.png")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(UserError, match=r"a\.foo: the name must end in .*\.png"):
+        plots.check_picture(tmp_path / "a.foo")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        plots.check_picture(tmp_path / "file" / "a.png")
+
+
 def test_what_cannot_be_drawn_is_a_line(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("the disk is full")

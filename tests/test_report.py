@@ -241,7 +241,7 @@ def test_only_d4rls_own_files_are_compared_with_papers(tmp_path):
     for line in (
         f"61.0 (normalized return) | 75 ± 6 | D4RL | preset | 1 | {steps} |",
         f"42.0 (normalized return) |  | Minari, not D4RL's files | preset | 1 | {steps} |",
-        f"33.0 (normalized return) |  | own file | preset | 1 | {steps} |",
+        f"33.0 (normalized return) |  | own file file.hdf5 | preset | 1 | {steps} |",
     ):
         assert f"| hopper-medium-v2 | DriftQL | {line}" in table
     rows = {float(row["mean"]): (row["metric"], row["paper_mean"]) for row in csv.DictReader(numbers.splitlines())}
@@ -421,6 +421,20 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         assert "| antmaze-large-navigate task 1 | DROL | 0.0 |  | collected here, not official | preset |" in second
         assert "FQL" not in second.replace("DriftQL", "")
         assert "pointmaze" not in text
+
+
+def test_saved_runs_of_one_name_are_both_kept(tmp_path):
+    """Jobs of a sweep that began in the same second, and one of them again, longer."""
+    runs = [make_run(tmp_path / "runs" / job, changes={"alpha": alpha}) for job, alpha in (("a", 1.0), ("b", 3.0))]
+    for run, job in zip(runs, "ab"):
+        run.rename(tmp_path / "runs" / job / "same")
+    for _ in range(2):
+        report.main([str(tmp_path / "runs"), "--save", str(tmp_path / "results")])
+        saved = sorted((tmp_path / "results").iterdir())
+        assert [path.name for path in saved] == ["same", "same-2"]
+    assert {json.loads((path / "config.json").read_text())["args"]["alpha"] for path in saved} == {1.0, 3.0}
+    with pytest.raises(UserError, match="are there already"):
+        report.main([str(tmp_path / "runs"), "--save", str(tmp_path / "runs")])
 
 
 def test_saved_results_are_small_and_give_the_same_report(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -306,6 +307,8 @@ def test_resume_refuses_what_it_cannot_continue(finished, stopped, fails, monkey
         assert "has ended" in fails(driftql, "--resume", finished, "--steps", 100)
         with pytest.raises(UserError, match="has ended"):
             driftql.main(dataclasses.replace(cli.args_of(driftql.Args, finished), resume=str(finished)))
+        with pytest.raises(UserError, match="takes --alpha from the run"):
+            driftql.main(dataclasses.replace(cli.args_of(driftql.Args, finished), resume=str(stopped), alpha=77.0))
     content = (stopped / "checkpoint.msgpack").read_bytes()
     for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b""):
         (stopped / "checkpoint.msgpack").write_bytes(damaged)
@@ -330,6 +333,25 @@ def test_a_result_without_its_checkpoint_is_not_trained_away(finished, tmp_path,
             (directory / "checkpoint.msgpack").write_bytes(damage)
         assert "checkpoint.msgpack" in fails(driftql, "--resume", directory, "--steps", 300)
         assert {name: (directory / name).read_bytes() for name in files} == files
+    (directory / "checkpoint.msgpack").write_bytes(content)
+    edit_config(directory, lambda config: config["args"].update(hidden_dims=[16]))
+    files["config.json"] = (directory / "config.json").read_bytes()
+    assert "does not fit" in fails(driftql, "--resume", directory, "--steps", 300)
+    assert {name: (directory / name).read_bytes() for name in files} == files
+
+
+def test_the_command_to_go_on_is_one_that_runs(tmp_path, monkeypatch):
+    """From another folder than the script's, and with a space in a name."""
+    monkeypatch.chdir(tmp_path)
+    args = tiny_args(driftql, runs_dir="my runs")
+    with pytest.raises(UserError) as error, Run(args, load_dataset("bandit"), METRICS) as run:
+        run.restore({})
+        run.log(*interval(1.0))
+        run.save({})
+        run.log(*interval(float("nan")))
+    *_, script, resume, directory = shlex.split(str(error.value))
+    assert (Path(script), resume) == (ROOT / "driftql.py", "--resume")
+    assert (tmp_path / directory / "checkpoint.msgpack").exists()
 
 
 @pytest.mark.xdist_group("finished")

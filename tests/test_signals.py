@@ -1,14 +1,18 @@
 """Ctrl-C and SIGTERM, in processes as a user starts them: the first is answered, the second ends the process."""
 
+import contextlib
 import os
+import pty
 import signal
+import sys
 import threading
 import time
 
 import pytest
-from helpers import alive, assert_same_run, children_of, launch, maze_flags, start, tiny_flags, wait_for
+from helpers import ROOT, alive, assert_same_run, children_of, launch, maze_flags, start, tiny_flags, wait_for
 
 import driftql
+from common import checkpoints
 from common.signals import Signals, signals_end_the_process
 
 # A run whose one dispatch takes minutes.
@@ -106,6 +110,31 @@ def test_an_interrupt_right_after_the_start_leaves_no_directory(tmp_path):
         assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), moment
         assert "Traceback" not in error, moment
         assert not list(tmp_path.iterdir()), moment
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a terminal that hangs up as Linux's do")
+@pytest.mark.xdist_group("maze")
+def test_a_terminal_that_is_gone_saves_too(uninterrupted, data_dir, tmp_path):
+    """As a dropped connection: SIGHUP, also to the workers, and nowhere to print to."""
+    child, terminal = pty.fork()
+    if child == 0:
+        command = [sys.executable, str(ROOT / "driftql.py"), "--progress", *maze_flags(data_dir, tmp_path)[1:]]
+        os.execv(sys.executable, command)
+
+    def shown():
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)  # a full terminal would stop the run
+        return [path for path in tmp_path.glob("*/metrics.csv") if "\n120," in path.read_text()]
+
+    os.set_blocking(terminal, False)
+    wait_for(shown)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    (directory,) = tmp_path.iterdir()
+    assert checkpoints.load(directory)["step"] >= 120
+    assert launch(driftql, "--no-progress", "--resume", directory) == directory
+    assert_same_run(directory, uninterrupted)
 
 
 @pytest.mark.xdist_group("maze")

@@ -225,6 +225,13 @@ def test_bad_arguments_are_one_clear_line(argv, expected):
     assert "\n" not in str(error.value)
 
 
+def test_the_comma_of_a_grid_does_not_make_two_jobs(tmp_path, capsys):
+    sets = ("--set", "grid=alpha=1,3", "--set", "learning-rate=1e-3,1e-4")
+    sweep.main(["--scripts", "fql", "--envs", "bandit", *sets, "--runs-dir", str(tmp_path), "--dry-run"])
+    jobs = capsys.readouterr().out.splitlines()
+    assert [job.count("--grid alpha=1,3 ") for job in jobs] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -232,6 +239,7 @@ def test_bad_arguments_are_one_clear_line(argv, expected):
         ("- {scripts: fql, env: bandit}", "unknown key 'env'"),
         ("- {scripts: [fql, envs: bandit}", "is not YAML"),
         ("- {scripts: fql, envs: bandit, settings: [alpha]}", "settings must be"),
+        ("- {scripts: fql, envs: bandit, settings: {hidden-dims: [[8, 8], [9, 9]]}}", "hidden-dims must be a value or"),
     ],
 )
 def test_bad_files_are_one_clear_line(tmp_path, text, expected):

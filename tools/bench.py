@@ -47,7 +47,7 @@ from common.seeds import compile_over_seeds, place, seed_keys
 from common.transitions import Dataset
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "def make_agent(" in path.read_text())
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "def make_agent(" in path.read_text(encoding="utf-8"))
 MATMUL = 2048  # rows and columns of the product that measures the ceiling
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from read_runs import METRICS, SOURCES, Group, mean_curve, mean_interval, random_share, read_runs, setting_text
 
 from common import UserError
-from common.plots import pyplot
+from common.plots import check_picture, pyplot
 
 # Okabe and Ito's colours, which most colour-blind people can tell apart; the markers tell the rest.
 STYLES = {
@@ -123,6 +123,6 @@ def draw_runs(picture: str, folder: Path, out: Path) -> None:
             name = re.sub(r"[^a-zA-Z0-9%]+", "-", f"{place} {data}").replace("%", "percent")
             figures[out / f"{name}.png"] = draw_curves(problem)
     for path, figure in figures.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_picture(path)
         figure.savefig(path, dpi=150, bbox_inches="tight")
         print(path)

@@ -64,7 +64,7 @@ def page(groups: list[Group], left_out: list[tuple[Path, str]], papers: Papers, 
     summary = f"{runs} finished runs, {sum(len(group.seeds) for group in groups)} seeds"
     if left_out:
         summary += f"; {len(left_out)} directories left out, the reasons are at the end"
-    style = (ROOT / "tools" / "page.css").read_text()
+    style = (ROOT / "tools" / "page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

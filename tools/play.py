@@ -13,6 +13,7 @@ last evaluation. Another task has another start and goal; the policy still does 
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.append(os.getcwd())  # one's own script may stand there
 
 from common import UserError, cli, d4rl, d4rl_environments
 from common.checkpoints import find_members, load_members
@@ -32,7 +34,7 @@ from common.datasets import load_dataset
 from common.environments import BANDITS, Bandit, make_ogbench_env, make_user_env, resolve_name
 from common.evaluation import Evaluator
 from common.grid import combination_name, members, parse_grid
-from common.plots import draw_rollouts, draw_run, pyplot, save_film
+from common.plots import check_picture, draw_rollouts, draw_run, pyplot, save_film
 from common.seeds import over_grid
 
 
@@ -79,8 +81,8 @@ def play(args: Args) -> dict[str, Any]:
 
     Raises UserError for what is not there or cannot be drawn."""
     config = cli.read_config(args.run)
-    run_args, name = config["args"], config["dataset"]["name"]
-    has_tasks = config["dataset"]["source"] in ("official", "unverified", "collected")
+    name = config["dataset"]["name"]
+    has_tasks = config["dataset"]["task"] is not None
     if args.task is not None and not has_tasks:
         raise UserError(f"--task {args.task}: {name} has no tasks.")
     if args.pictures and (args.task, args.episodes, args.seed, args.grid) != (None, None, None, None):
@@ -90,7 +92,10 @@ def play(args: Args) -> dict[str, Any]:
     result = _read_result(Path(args.run)) if args.pictures else {}
     if args.rollouts or args.pictures:
         pyplot()  # says at once what is missing
-    task = resolve_name(name, args.task or resolve_name(run_args["env"], run_args["task"])[1])[1] if has_tasks else None
+    for path, kinds in ((args.rollouts, None), (args.film, ("gif",))):
+        if path:
+            check_picture(Path(path), kinds)
+    task = resolve_name(name, args.task or config["dataset"]["task"])[1] if has_tasks else None
     make_env = env_maker(config, task)
 
     agent_of, trained, state, step = load_members(args.run)

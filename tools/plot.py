@@ -16,6 +16,7 @@ each policy's actions early and late in training. `curves` and `corruption` draw
 import argparse
 import functools
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.append(os.getcwd())  # one's own script may stand there
 
 from curves import draw_runs
 from read_runs import TITLES
@@ -37,7 +39,7 @@ from common.cli import algorithm_name, one_line_errors
 from common.datasets import load_dataset
 from common.devices import keep_compiled_programs
 from common.environments import BANDITS
-from common.plots import COLORS, draw_maze, pyplot
+from common.plots import COLORS, check_picture, draw_maze, pyplot
 
 CHUNKS, EARLY = 20, 2  # training in so many parts; "early" is after the second
 NUM_ACTIONS = 1_000
@@ -83,7 +85,6 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
                 panel.scatter(*actions.T, s=3, c=COLORS["policy"], alpha=0.6)
                 panel.set_xlabel(f"{step:,} updates")
             column[0].set_title(TITLES[name])
-    out.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(out, dpi=110)
     print(out)
@@ -125,7 +126,6 @@ def draw_values(runs: list[Path], out: Path) -> None:
         panel.set(title=f"{TITLES.get(name, name)}, {policy.step:,} updates", aspect="equal")
         env.close()
     figure.colorbar(drawn, ax=axes, label="Q of the data's actions, mean over critics", shrink=0.8)
-    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     print(out)
 
@@ -159,6 +159,8 @@ def main() -> None:
     values.add_argument("runs", type=Path, nargs="+", help="run directories")
     values.add_argument("--out", type=Path, default=Path("values.png"))
     args = parser.parse_args()
+    if args.picture != "curves":
+        check_picture(args.out)
     if args.picture in ("curves", "corruption"):
         return draw_runs(args.picture, args.runs, args.out)
     if args.picture == "values":

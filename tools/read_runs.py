@@ -237,6 +237,8 @@ def describe_data(dataset: dict) -> str:
     """`collected here, not official, 200 episodes, 20% random actions`, from the dataset's record in a run."""
     source, collection = str(dataset.get("source")), dataset.get("collection") or {}
     words = [SOURCES.get(source, source)]
+    if source == "user":
+        words[0] += f" {Path(dataset['path']).name}"
     if collection.get("episodes") != collection.get("official_episodes"):
         words.append(f"{collection['episodes']:,} episodes")
     if collection.get("p_random_action"):

@@ -88,26 +88,45 @@ def write_csv(groups: list[Group], papers: Papers, file) -> None:
 def write_readme(path: Path, table: str) -> None:
     """Replaces what stands between the two marker lines. Raises UserError if they are not there."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     before, first, rest = text.partition(MARKERS[0])
     _, last, after = rest.partition(MARKERS[1])
     if not (first and last):
         raise UserError(f"{path} needs the lines {MARKERS[0]} and {MARKERS[1]}, between which the table goes.")
-    path.write_text(f"{before}{first}\n\n{table}\n{last}{after}")
+    _write(path, f"{before}{first}\n\n{table}\n{last}{after}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def save(groups: list[Group], folder: Path) -> None:
     """Copies config.json, result.json and metrics.csv of the finished runs; absolute paths lose their folders."""
     for run in dict.fromkeys(seed.run for group in groups for seed in group.seeds):
-        target = folder / run.name
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "result.json"):
-            write_json(target / name, _without_folders(read_json(run / name)))
-        if (run / "metrics.csv").exists():
-            shutil.copyfile(run / "metrics.csv", target / "metrics.csv")
+        content = {name: _without_folders(read_json(run / name)) for name in ("config.json", "result.json")}
+        target, number = folder / run.name, 1
+        while (there := read_json(target / "config.json")) and not _same_run(there, content["config.json"]):
+            number += 1  # jobs of a sweep that began in the same second, in folders of their own
+            target = folder / f"{run.name}-{number}"
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name, values in content.items():
+                write_json(target / name, values)
+            if (run / "metrics.csv").exists():
+                shutil.copyfile(run / "metrics.csv", target / "metrics.csv")
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}.") from None
         print(target)
+
+
+def _same_run(one: dict, other: dict) -> bool:
+    """Of two configurations of one name: whether they are those of one run, which --steps may have changed."""
+    return one["args"] | {"steps": None} == other["args"] | {"steps": None}
 
 
 def _without_folders(value):
@@ -130,6 +149,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"-o {path}: the name must end in .html, .md or .csv.")
     if not (args.out or args.readme or args.save):
         raise UserError("say what to write: -o report.html, --readme README.md or --save results.")
+    if args.save and args.save.resolve().is_relative_to(args.runs.resolve()):
+        raise UserError(f"--save {args.save}: the runs are there already; name a folder outside of {args.runs}.")
     groups, left_out = read_runs(args.runs)
     papers = read_papers()
     for path in args.out:
@@ -139,10 +160,7 @@ def main(argv: list[str]) -> None:
         else:
             is_page = path.suffix == ".html"
             text.write(page(groups, left_out, papers, args.runs) if is_page else markdown(groups, papers))
-        try:
-            path.write_text(text.getvalue())
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}.") from None
+        _write(path, text.getvalue())
         print(path)
     if args.readme:
         write_readme(args.readme, readme_text(groups, papers))

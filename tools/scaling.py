@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from common import UserError, cli
 from common.checkpoints import write_atomically
-from common.plots import pyplot
+from common.plots import check_picture, pyplot
 from common.results import device_summary, git_commit, versions
 from common.seeds import over_seeds, seed_keys
 
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"no script '{unknown[0]}'; there are {', '.join(SCRIPTS)}.")
     if min(*known.dims, known.rounds, known.updates) <= 0:
         raise UserError("--dims, --rounds and --updates must be positive.")
-    pyplot()  # says at once what is missing
+    check_picture(known.out)
     with contextlib.redirect_stdout(sys.stderr):
         found = measure(names or SCRIPTS, tuple(known.dims), known.rounds, known.updates, rest)
     draw(found, f"{device_summary()}; {' '.join(rest) or 'the presets'}", known.out)

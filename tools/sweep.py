@@ -58,7 +58,7 @@ def read_blocks(path: Path) -> list[dict]:
     """Blocks of a sweep file, all values strings. Raises UserError with the line that cannot be read."""
     try:
         # BaseLoader leaves every value as it is written: 1e-4, 0.10 and no are arguments, not numbers or truth values.
-        blocks = yaml.load(path.read_text(), yaml.BaseLoader)
+        blocks = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except yaml.YAMLError as error:
@@ -70,6 +70,9 @@ def read_blocks(path: Path) -> list[dict]:
         raise UserError(f"{path}: unknown key '{unknown}'; a block has {', '.join(sorted(keys))}.")
     if not all(isinstance(block.get("settings", {}), dict) for block in blocks):
         raise UserError(f"{path}: settings must be `flag: value` pairs.")
+    for flag, value in ((flag, value) for block in blocks for flag, value in block.get("settings", {}).items()):
+        if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value])):
+            raise UserError(f"{path}: {flag} must be a value or a list of values; several numbers in one: 256 256.")
     return blocks
 
 
@@ -281,7 +284,8 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     given = {key: value for key in ("scripts", "envs", "tasks", "seeds") if (value := getattr(args, key))}
     pairs = [pair.split("=", 1) for pair in args.set]
-    settings = {flag.lstrip("-"): value.split(",") for flag, value in pairs}
+    # The comma of --set grid=alpha=1,3 is --grid's.
+    settings = {flag.lstrip("-"): [value] if "=" in value else value.split(",") for flag, value in pairs}
     blocks = [block | given for block in (read_blocks(args.file) if args.file else [{}])]
     blocks = [block | {"settings": block.get("settings", {}) | settings} for block in blocks]
     jobs = make_jobs(blocks, args.runs_dir)

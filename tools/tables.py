@@ -30,7 +30,7 @@ Papers = dict[tuple[str, str, str], Paper]
 
 
 def read_papers() -> Papers:
-    with open(ROOT / "tools" / "paper_results.csv", newline="") as file:
+    with open(ROOT / "tools" / "paper_results.csv", newline="", encoding="utf-8") as file:
         return {
             (row["env"], row["task"], row["algo"]): Paper(
                 float(row["mean"]), float(row["std"]) if row["std"] else None, row["seeds"], row["steps"], row["source"]

@@ -31,14 +31,10 @@ from common import UserError
 from common.collect import procedures
 from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seeded, procedure
 from common.environments import PHYSICS
+from common.locks import lock
 from common.progress import ProgressBar, say
 from common.transitions import sha256
 from common.workers import Workers, receive, send, usable_cores
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two runs that start together may collect the same there
-    fcntl = None  # type: ignore[assignment]
 
 CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
 KEEP_EVERY = 30.0  # seconds between two writings of what has been collected
@@ -198,23 +194,20 @@ def _work(pipe: Connection, name: str, seed: int, p_random_action: float) -> Non
 def _collecting_alone(path: Path) -> Iterator[None]:
     """Makes the folder and lets one process at a time collect `path`; the others wait and then find it. Temporary files
     do not survive."""
-    with _disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.stem}.lock"), "w")
-    try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+    with contextlib.ExitStack() as files:
+        with _disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            guard = path.with_name(f".{path.stem}.lock")
+            if not lock(guard, files):
                 print(f"another process is collecting {path.name}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        for file in (_record_path(path), _validation_path(path), path):
-            _temporary(file).unlink(missing_ok=True)
-        if path.exists():
-            shutil.rmtree(_kept_folder(path), ignore_errors=True)
-        lock.close()
+                lock(guard, files, wait=True)
+        try:
+            yield
+        finally:
+            for file in (_record_path(path), _validation_path(path), path):
+                _temporary(file).unlink(missing_ok=True)
+            if path.exists():
+                shutil.rmtree(_kept_folder(path), ignore_errors=True)
 
 
 @contextlib.contextmanager
