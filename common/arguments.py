@@ -116,7 +116,7 @@ def check_types(args: Args) -> None:
     for name, hint in typing.get_type_hints(type(args)).items():
         if not fits(value := getattr(args, name), hint):
             options = ", ".join(typing.get_args(hint)) if typing.get_origin(hint) is Literal else ""
-            what = f"one of {options}" if options else f"of type {getattr(hint, '__name__', None) or hint}"
+            what = f"one of {options}" if options else f"of type {hint if typing.get_args(hint) else hint.__name__}"
             raise UserError(f"{flag_of(name)} {value!r} must be {what}.")
 
 
