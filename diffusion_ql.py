@@ -434,7 +434,7 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navig
 
 
 def args_for(env: str, **changes: Any) -> Args:
-    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", eta=1.0)."""
+    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", seed=1)."""
     return cli.args_for(Args, PRESETS, env, changes)
 
 

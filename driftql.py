@@ -355,7 +355,7 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 
 
 def args_for(env: str, **changes: Any) -> Args:
-    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", alpha=3)."""
+    """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", seed=1)."""
     return cli.args_for(Args, PRESETS, env, changes)
 
 
