@@ -118,6 +118,7 @@ def test_a_terminal_that_is_gone_saves_too(uninterrupted, data_dir, tmp_path):
     """As a dropped connection: SIGHUP, also to the workers, and nowhere to print to."""
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # if the tests run under nohup
         command = [sys.executable, str(ROOT / "driftql.py"), "--progress", *maze_flags(data_dir, tmp_path)[1:]]
         os.execv(sys.executable, command)
 
