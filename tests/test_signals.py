@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, in processes as a user starts them: the first is answered, the second ends the process."""
+"""Ctrl-C, SIGTERM and SIGHUP, in processes as a user starts: the first is answered, the second ends the process."""
 
 import contextlib
 import os

@@ -90,7 +90,7 @@ def play(args: Args) -> dict[str, Any]:
     if any(x is not None and x < 1 for x in (args.episodes, args.workers)):
         raise UserError("--episodes and --workers must be positive.")
     result = _read_result(Path(args.run)) if args.pictures else {}
-    if args.rollouts or args.pictures:
+    if args.pictures:
         pyplot()  # says at once what is missing
     for path, kinds in ((args.rollouts, None), (args.film, ("gif",))):
         if path:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from page import page
 from read_runs import Group, iqm_interval, mean_interval, read_runs
-from shared import Parser, read_json, write_json
+from shared import Parser, read_json, write_json, write_text
 from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers, updates
 
 from common import UserError
@@ -100,7 +100,7 @@ def write_readme(path: Path, table: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from None
 

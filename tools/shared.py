@@ -34,12 +34,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_text(path: Path, text: str) -> None:
     """All or nothing: a kill leaves the old file or the new one."""
     # common.checkpoints.write_atomically would bring JAX into the process that waits beside each job of a sweep.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2))
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """The same for an object."""
+    write_text(path, json.dumps(content, indent=2))
 
 
 def last_step(run: Path) -> int:

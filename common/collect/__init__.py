@@ -244,8 +244,7 @@ def _read_kept(folder: Path) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]
         try:
             with np.load(file) as stored:
                 episodes = dict(stored)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # the power failed
-            file.unlink()
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # the power failed; they are played again
             continue
         yield episodes.pop("index"), episodes, episodes.pop("reached")
 
