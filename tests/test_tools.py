@@ -12,20 +12,54 @@ from helpers import ROOT, compiled, tiny_args
 
 sys.path.insert(0, str(ROOT / "tools"))
 
+import bench
 import kernels
 import plot
 import scaling
 
 import driftql
+import fql
 from common import UserError
 from common.checkpoints import Policy
 from common.cli import one_line_errors
 from common.critics import Critic
 from common.datasets import load_dataset
 
+THEIR_AGENT = """
+import pathlib
+from typing import NamedTuple
+import jax.numpy as jnp
 
-def test_bench_prints_a_row_per_script():
-    argv = ["drol", "--dims", "3", "2", "--rounds", "1", "--seconds", "0.1"]
+class ToyAgent(NamedTuple):
+    config: dict
+    @classmethod
+    def create(cls, seed, observations, actions, config):
+        assert observations.shape == (1, 3) and actions.shape == (1, 2)
+        return cls(config)
+    def update(self, batch):
+        sizes = {name: x.shape for name, x in sorted(batch.items())}
+        pathlib.Path(__file__).with_name("seen").write_text(repr((self.config, sizes)))
+        return self, {"loss": jnp.zeros(())}
+
+def get_config():
+    return {"batch_size": 256, "actor_hidden_dims": (512,), "num_candidates": 7, "alpha": 10}
+"""
+
+THEIR_DATASET = """
+class Dataset(dict):
+    @classmethod
+    def create(cls, **fields):
+        return cls(fields)
+    def sample(self, batch_size):
+        return {name: x[:batch_size] for name, x in self.items()}
+"""
+
+
+def test_bench_prints_a_row_per_script(tmp_path):
+    for name, text in (("agents/drol.py", THEIR_AGENT), ("utils/datasets.py", THEIR_DATASET)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    argv = ["drol", "--authors", str(tmp_path), "--dims", "3", "2", "--rounds", "1", "--seconds", "0.1"]
     argv += ["--hidden-dims", "16", "--batch-size", "64", "--num-seeds", "2"]
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), *argv]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -34,9 +68,26 @@ def test_bench_prints_a_row_per_script():
     for row in rows:
         cells = dict(zip(header, row))
         assert float(cells["scan / host"]) > 0
+        assert float(cells["scan / authors"]) > 0
         assert float(cells["GFLOP/update"]) > 0
+    config, sizes = eval((tmp_path / "agents" / "seen").read_text())
+    assert config == {"batch_size": 64, "actor_hidden_dims": (16,), "num_candidates": 16, "alpha": 10}
+    assert sizes["next_observations"] == (64, 3) and sizes["actions"] == (64, 2) and sizes["terminals"] == (64,)
     assert "critic at all too" in output
     assert re.search(r"drol: 2 seeds side by side train \d+\.\d\d times as fast as one after the other", output)
+
+
+def test_bench_says_what_the_authors_code_lacks(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    dataset, args = bench.random_dataset(3, 2, size=100), tiny_args(fql)
+    assert bench.make_authors(tmp_path, "fql", args, dataset, 1) is None
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "fql.py").write_text("import no_such_package")
+    with pytest.raises(UserError, match="'no_such_package'; install what its requirements"):
+        bench.make_authors(tmp_path, "fql", args, dataset, 1)
+    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "fql", "--authors", str(tmp_path / "nowhere")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "nowhere has no folder agents/" in result.stderr
 
 
 def test_scaling_measures_and_draws_three_pictures(monkeypatch, tmp_path):

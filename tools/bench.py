@@ -3,6 +3,7 @@
 Everything is measured in one process, in turns, and reported as the median over the rounds:
   scan      the script's way: dataset on the device, many updates in one compiled program
   host      the way of the authors' code: a NumPy batch from a dataset on the host, one dispatch per update
+  authors   with --authors, their agent, their dataset class and their loop, from a clone of their repository
   ceiling   a large matrix product, the most arithmetic per second that this device gives to JAX here
 With --num-seeds, scan trains the seeds side by side, and a line below the table says how that compares with one after
 the other inside the program. FLOPs per update come from XLA's cost analysis of one update.
@@ -10,6 +11,7 @@ the other inside the program. FLOPs per update come from XLA's cost analysis of 
     python tools/bench.py                                                         # all; antmaze shapes and presets
     python tools/bench.py driftql fql --env pointmaze-medium-navigate --dims 2 2  # two of them, the small presets
     python tools/bench.py driftql --num-seeds 8 --rounds 5                        # any argument of the scripts too
+    python tools/bench.py driftql --authors ~/their-driftql                       # beside the authors' own code
     python tools/bench.py --json bench.json                                       # all figures, each round's too
 
 The data are random numbers of the right shape: speed does not depend on them. For DROL a line below the table says what
@@ -49,6 +51,13 @@ from common.transitions import Dataset
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "def make_agent(" in path.read_text(encoding="utf-8"))
 MATMUL = 2048  # rows and columns of the product that measures the ceiling
+THEIR_NAMES = {  # what decides the cost of an update: our argument -> its names in the authors' configurations
+    "batch_size": ("batch_size", "drift_batch_size"),
+    "hidden_dims": ("actor_hidden_dims", "value_hidden_dims", "critic_hidden_dims"),
+    "num_candidates": ("drift_ngen", "num_candidates"),
+    "flow_steps": ("flow_steps",),
+    "diffusion_steps": ("diffusion_steps",),
+}
 
 
 def random_dataset(observation_dim: int, action_dim: int, size: int = 200_000) -> Dataset:
@@ -111,16 +120,16 @@ def make_scan(
     return call
 
 
+def on_host(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The transitions as the authors' code has them: a row each, the next observation too."""
+    names = ("observations", "actions", "rewards", "masks")
+    fields = {name: getattr(dataset, name)[dataset.rows] for name in names}
+    return fields | {"next_observations": dataset.observations[dataset.rows + 1]}
+
+
 def make_host(agent: Any, args: Any, dataset: Dataset, num_updates: int) -> Callable[[], None]:
     """The same number of updates of one seed, each with a batch gathered by NumPy and a dispatch of its own."""
-    rng = np.random.default_rng(0)
-    fields = {
-        "observations": dataset.observations[dataset.rows],
-        "actions": dataset.actions[dataset.rows],
-        "rewards": dataset.rewards[dataset.rows],
-        "masks": dataset.masks[dataset.rows],
-        "next_observations": dataset.observations[dataset.rows + 1],
-    }
+    rng, fields = np.random.default_rng(0), on_host(dataset)
     update = jax.jit(agent.update)
     held = [agent.init(jax.random.PRNGKey(args.seed))]
 
@@ -129,6 +138,40 @@ def make_host(agent: Any, args: Any, dataset: Dataset, num_updates: int) -> Call
             index = rng.integers(len(dataset.rows), size=args.batch_size)
             batch = {name: x[index] for name, x in fields.items()}
             held[0], metrics = update(held[0], batch)
+        jax.block_until_ready(metrics)
+
+    call()  # compiles
+    return call
+
+
+def make_authors(folder: Path, name: str, args: Any, dataset: Dataset, num_updates: int) -> Callable[[], None] | None:
+    """The same number of updates of one seed by the authors' code: agents/NAME.py and utils/datasets.py in `folder`, as
+    FQL's repository has them and those that are built on it, in the loop of its main.py; their settings, with the sizes
+    of `args`. None if there is no such agent in it. Raises UserError if it cannot be imported."""
+    if not (folder / "agents" / f"{name}.py").exists():
+        return None
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        module, datasets = (importlib.import_module(x) for x in (f"agents.{name}", "utils.datasets"))
+    except ImportError as error:
+        raise UserError(f"--authors {folder}: {error}; install what its requirements.txt names.") from None
+    config = module.get_config()
+    for ours, theirs in THEIR_NAMES.items():
+        for key in theirs:
+            if key in config and hasattr(args, ours):
+                config[key] = getattr(args, ours)
+    is_agent = (x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__)
+    agent_class: Any = next(x for x in is_agent if hasattr(x, "create"))
+    terminals = np.zeros(len(dataset.rows), np.float32)
+    terminals[-1] = 1
+    data = datasets.Dataset.create(**on_host(dataset), terminals=terminals)
+    example = data.sample(1)
+    held = [agent_class.create(args.seed, example["observations"], example["actions"], config)]
+
+    def call():
+        for _ in range(num_updates):
+            held[0], metrics = held[0].update(data.sample(args.batch_size))
         jax.block_until_ready(metrics)
 
     call()  # compiles
@@ -205,9 +248,11 @@ def what_routing_saves(drol: ModuleType, args: Any, dims: tuple[int, int], round
     }
 
 
-def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv: list[str]) -> dict[str, Any]:
-    """All figures of one script, units in their names. dims: observation and action dimension; argv: arguments of the
-    script. Raises UserError for wrong ones."""
+def measure(
+    name: str, dims: tuple[int, int], rounds: int, seconds: float, authors: Path | None, argv: list[str]
+) -> dict[str, Any]:
+    """All figures of one script, units in their names. dims: observation and action dimension; authors: a clone of the
+    authors' repository; argv: arguments of the script. Raises UserError for wrong ones."""
     script = importlib.import_module(name)
     args = cli.parse(script.Args, script.PRESETS, argv)
     if args.grid:
@@ -226,6 +271,9 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         "act_1": make_act(agent, dims[0], 1),
         "act_256": make_act(agent, dims[0], 256),
     }
+    theirs = make_authors(authors, name, args, dataset, num_updates) if authors else None
+    if theirs:
+        calls["authors"] = theirs
     if args.num_seeds > 1:
         calls["one_by_one"] = make_scan(script, agent, args, dataset, num_updates, one_by_one=True)
     times: dict[str, list[float]] = {key: [] for key in calls}
@@ -233,11 +281,16 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         call()  # once unmeasured
     for i in range(rounds):
         for key, call in calls.items():
-            training = key in ("scan", "host", "one_by_one")
+            training = key in ("scan", "host", "authors", "one_by_one")
             times[key].append(seconds_per_call(call, seconds if training else min(0.5, seconds)))
         speed = num_updates * args.num_seeds / times["scan"][-1]
         cli.say(f"{name}, round {i + 1} of {rounds}: scan {speed:,.1f} updates/s")
     median = {key: statistics.median(values) for key, values in times.items()}
+
+    def scan_over(key):
+        """How much faster the scan is, the seeds together, than that way with one seed."""
+        return statistics.median(args.num_seeds * x / s for x, s in zip(times[key], times["scan"]))
+
     batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), args.batch_size)
     gflop = flops(agent.update, agent.init(jax.random.PRNGKey(0)), batch) / 1e9
     scan, ceiling = num_updates * args.num_seeds / median["scan"], 2 * MATMUL**3 / median["ceiling"] / 1e9
@@ -247,7 +300,9 @@ def measure(name: str, dims: tuple[int, int], rounds: int, seconds: float, argv:
         "updates_per_dispatch": num_updates,
         "scan_updates_per_second": scan,  # of all seeds together
         "host_updates_per_second": num_updates / median["host"],
-        "scan_over_host": statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"])),
+        "scan_over_host": scan_over("host"),
+        "authors_updates_per_second": num_updates / median["authors"] if theirs else None,
+        "scan_over_authors": scan_over("authors") if theirs else None,
         "side_by_side_over_one_by_one": statistics.median(o / s for o, s in zip(times["one_by_one"], times["scan"]))
         if args.num_seeds > 1
         else None,
@@ -271,6 +326,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "scan, updates/s": "{scan_updates_per_second:,.1f}",
         "host, updates/s": "{host_updates_per_second:,.1f}",
         "scan / host": "{scan_over_host:.2f}",
+        "authors, updates/s": "{authors_updates_per_second:,.1f}",
+        "scan / authors": "{scan_over_authors:.2f}",
         "GFLOP/update": "{gflop_per_update:.3g}",
         "GFLOP/s": "{gflop_per_second:,.0f}",
         "ceiling, GFLOP/s": "{ceiling_gflop_per_second:,.0f}",
@@ -279,8 +336,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         "act, 1 observation": "{act_1_ms:.2f} ms",
         "act, 256": "{act_256_ms:.2f} ms",
     }
+    if all(row["scan_over_authors"] is None for row in rows):
+        columns = {name: cell for name, cell in columns.items() if "authors" not in name}
     lines = [" | ".join(columns), "|".join("---" for _ in columns)]
-    lines += [" | ".join(columns.values()).format(**row) for row in rows]
+    for row in rows:
+        theirs = row["scan_over_authors"] is not None
+        cells = (cell if theirs or "authors" not in cell else "" for cell in columns.values())
+        lines.append(" | ".join(cells).format(**row))
     notes = [
         "\ndrol: gradient of the actor loss: "
         + "; ".join(f"{way} {x['ms']:.3g} ms, {x['gflop']:.3g} GFLOP" for way, x in row["routing"].items())
@@ -304,6 +366,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
+    parser.add_argument("--authors", type=Path, metavar="DIR", help="time the authors' code too, from a clone of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     # By hand, because argparse would take the values of the scripts' own arguments for names of scripts.
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
@@ -314,8 +377,18 @@ def main() -> None:
                 raise UserError(f"no script '{name}'; there are {', '.join(SCRIPTS)}.")
         if min(*known.dims, known.rounds, known.seconds) <= 0:
             raise UserError("--dims, --rounds and --seconds must be positive.")
+        if known.authors and not (known.authors.expanduser() / "agents").is_dir():
+            raise UserError(f"--authors {known.authors} has no folder agents/: clone the authors' repository there.")
+        measured = functools.partial(
+            measure,
+            dims=tuple(known.dims),
+            rounds=known.rounds,
+            seconds=known.seconds,
+            authors=known.authors and known.authors.expanduser().resolve(),
+            argv=rest,
+        )
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
-            rows = [measure(name, tuple(known.dims), known.rounds, known.seconds, rest) for name in names or SCRIPTS]
+            rows = [measured(name) for name in names or SCRIPTS]
         print(f"\n{device_summary()}\n\n{table(rows)}")
         if known.json:
             about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
