@@ -55,6 +55,7 @@ THEIR_NAMES = {  # what decides the cost of an update: our argument -> its names
     "batch_size": ("batch_size", "drift_batch_size"),
     "hidden_dims": ("actor_hidden_dims", "value_hidden_dims", "critic_hidden_dims"),
     "num_candidates": ("drift_ngen", "num_candidates"),
+    "noise_dim": ("noise_dim",),
     "flow_steps": ("flow_steps",),
     "diffusion_steps": ("diffusion_steps",),
 }
@@ -159,7 +160,7 @@ def make_authors(folder: Path, name: str, args: Any, dataset: Dataset, num_updat
     config = module.get_config()
     for ours, theirs in THEIR_NAMES.items():
         for key in theirs:
-            if key in config and hasattr(args, ours):
+            if key in config and getattr(args, ours, None) is not None:
                 config[key] = getattr(args, ours)
     is_agent = (x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__)
     agent_class: Any = next(x for x in is_agent if hasattr(x, "create"))
