@@ -47,6 +47,45 @@ def assert_same_spread(ours, theirs, name):
     assert distance < 6, f"{name}: variances {variances}"
 
 
+def tree(case, prefix):
+    """A network's parameters, or figures of the same shape, whose names in the fixture are ours."""
+    arrays = {key[len(prefix) + 1 :]: case[key] for key in case.files if key.startswith(f"{prefix}.")}
+    return {
+        "params": flax.traverse_util.unflatten_dict({k: jnp.asarray(x, jnp.float32) for k, x in arrays.items()}, ".")
+    }
+
+
+def batch_of(case):
+    return {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
+
+
+def check_means(draws, means, errors):
+    """Trees of random arrays, the draws along axis 0, against the authors' means and standard errors."""
+    draws, means, errors = (flax.traverse_util.flatten_dict(x) for x in (draws, means, errors))
+    assert means.keys() == draws.keys()
+    for name, values in draws.items():
+        values, mean, error = (np.asarray(x, np.float64) for x in (values, means[name], errors[name]))
+        scale = np.sqrt(error**2 + values.var(axis=0) / len(values) + 1e-12)
+        assert np.max(np.abs(values.mean(axis=0) - mean) / scale) < 6, name
+
+
+def check_number(values, case, name):
+    """The draws of a random number against the authors' mean, and their spread: two draws from one key would add up to
+    another."""
+    values, mean = np.asarray(values, np.float64), case[f"mean.{name}"]
+    error = np.hypot(case[f"se.{name}"], values.std() / np.sqrt(len(values)))
+    assert abs(values.mean() - mean) <= 4.5 * error + 1e-5 * max(1, abs(mean)), name
+    deviations, spread = values - values.mean(), values.std()
+    error = np.sqrt(max(np.mean(deviations**4) - spread**4, 0) / (2 * len(values))) / max(spread, 1e-12)
+    assert abs(spread - case[f"std.{name}"]) <= 4.5 * error + 1e-5 * max(1, abs(mean)), name
+
+
+def draw(function, num_draws=4096):
+    """function(key) for so many keys, the results along axis 0."""
+    keys = jax.random.split(jax.random.PRNGKey(1), num_draws)
+    return jax.jit(lambda keys: jax.lax.map(function, keys, batch_size=256))(keys)
+
+
 def mlp_params(case, prefix):
     """Parameters of a fixture, or figures of the same shape, in the layout of common.critics.MLP."""
     layers = {}
@@ -97,7 +136,7 @@ def check_agent_step(script, args, case, layout, metric_names):
     state = agent.init(jax.random.PRNGKey(0))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
     state = state._replace(params=params, target_critic=target)
-    batch = {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
+    batch = batch_of(case)
 
     def gradient_and_metrics(key):
         critic_key, actor_key = jax.random.split(key)
@@ -107,9 +146,7 @@ def check_agent_step(script, args, case, layout, metric_names):
             metrics |= values
         return gradients, metrics | {"total": metrics["losses/critic"] + metrics["losses/actor"]}
 
-    num_keys = 4096
-    keys = jax.random.split(jax.random.PRNGKey(1), num_keys)
-    gradients, metrics = jax.jit(lambda keys: jax.lax.map(gradient_and_metrics, keys, batch_size=256))(keys)
+    gradients, metrics = draw(gradient_and_metrics)
 
     names = {
         "losses/critic": "critic.critic_loss",
@@ -120,22 +157,8 @@ def check_agent_step(script, args, case, layout, metric_names):
         "total": "total_loss",
     }
     for ours, theirs in (names | metric_names).items():
-        values, mean = np.asarray(metrics[ours], np.float64), case[f"mean.{theirs}"]
-        error = np.hypot(case[f"se.{theirs}"], values.std() / np.sqrt(num_keys))
-        assert abs(values.mean() - mean) <= 4.5 * error + 1e-5 * max(1, abs(mean)), ours
-        # And each draw of its own: two draws from one key would add up to another spread.
-        deviations = values - values.mean()
-        spread = values.std()
-        error = np.sqrt(max(np.mean(deviations**4) - spread**4, 0) / (2 * num_keys)) / max(spread, 1e-12)
-        assert abs(spread - case[f"std.{theirs}"]) <= 4.5 * error + 1e-5 * max(1, abs(mean)), ours
-
-    flat = flax.traverse_util.flatten_dict
-    means, errors = flat(layout("grad_mean")), flat(layout("grad_se"))
-    assert means.keys() == flat(gradients).keys()
-    for name, values in flat(gradients).items():
-        values, mean, error = (np.asarray(x, np.float64) for x in (values, means[name], errors[name]))
-        scale = np.sqrt(error**2 + values.var(axis=0) / num_keys + 1e-12)
-        assert np.max(np.abs(values.mean(axis=0) - mean) / scale) < 6, name
+        check_number(metrics[ours], case, theirs)
+    check_means(gradients, layout("grad_mean"), layout("grad_se"))
 
     # An update is a step of Adam along these gradients.
     after, update_metrics = jax.jit(agent.update)(state, batch)

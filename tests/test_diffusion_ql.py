@@ -8,7 +8,18 @@ import numpy as np
 import optax
 import pytest
 from helpers import compiled
-from parity import assert_close, assert_same_mean, assert_same_spread, assert_trees_close, cases
+from parity import (
+    assert_close,
+    assert_same_mean,
+    assert_same_spread,
+    assert_trees_close,
+    batch_of,
+    cases,
+    check_means,
+    check_number,
+    draw,
+    tree,
+)
 
 import diffusion_ql
 from common.critics import Critic
@@ -79,6 +90,62 @@ def test_td_target_gets_no_gradient_and_takes_the_maximum_over_samples_first():
     value, gradient = jax.value_and_grad(diffusion_ql.td_loss, argnums=1)(q, next_q, rewards, masks, 0.5)
     assert value == pytest.approx(2 * (1 + 0.5 * 3) ** 2)
     assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("case", cases("agent_step_diffusion_ql"))
+def test_the_whole_agent_matches_the_authors(case):
+    """Losses and gradients at fixed parameters; three updates, the last of which moves the target actor; and actions.
+    All are random, and compared in the mean."""
+    hp = {key[3:]: case[key].tolist() for key in case.files if key.startswith("hp.")}
+    args = diffusion_ql.Args(
+        hidden_dims=tuple(hp["hidden_dims"]),
+        learning_rate=hp["lr"],
+        critic_learning_rate=hp["critic_lr"],
+        discount=hp["discount"],
+        target_rate=hp["tau"],
+        eta=hp["eta"],
+        grad_norm=hp["grad_norm"],
+        max_q_backup=hp["max_q_backup"],
+    )
+    agent = compiled(diffusion_ql.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
+    params = {name: tree(case, f"param.{name}") for name in ("actor", "critic")}
+    targets = {name: tree(case, f"param.{name}") for name in ("target_actor", "target_critic")}
+    state = agent.init(jax.random.PRNGKey(0))
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
+    state, batch = state._replace(params=params, step=jnp.int32(hp["step"]), **targets), batch_of(case)
+
+    def gradients_and_metrics(key):
+        grads, metrics = {}, {}
+        for name, loss_key in zip(params, jax.random.split(key)):
+            grads[name], values = jax.grad(agent.losses[name], has_aux=True)(params[name], state, batch, loss_key)
+            metrics |= values
+        return grads, metrics
+
+    grads, metrics = draw(gradients_and_metrics)
+    for name in params:
+        check_means(grads[name], tree(case, f"grad_mean.{name}"), tree(case, f"grad_se.{name}"))
+    for ours, theirs in {
+        "critic": "critic_loss",
+        "actor": "actor_loss",
+        "denoising": "bc_loss",
+        "q": "ql_loss",
+    }.items():
+        check_number(metrics[f"losses/{ours}"], case, theirs)
+
+    def updates(key):
+        after = state._replace(key=key)
+        for _ in range(hp["updates"]):
+            after, _ = agent.update(after, batch)
+        after = after.params | {name: getattr(after, name) for name in targets}
+        return jax.tree.map(jnp.subtract, after, params | targets)
+
+    for name, moved in draw(updates, 1024).items():
+        check_means(moved, tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
+
+    actions = np.asarray(draw(lambda key: agent.act(state, case["act.observation"][None], key)[0], 1024))
+    assert_same_mean(actions, case["act.actions"], "actions")
+    for i in range(actions.shape[1]):
+        assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")
 
 
 # -------------------------------------------------------------------------------------------------------- whole updates

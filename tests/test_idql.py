@@ -8,7 +8,18 @@ import numpy as np
 import optax
 import pytest
 from helpers import compiled
-from parity import assert_close, assert_same_mean, assert_same_spread, assert_trees_close, cases
+from parity import (
+    assert_close,
+    assert_same_mean,
+    assert_same_spread,
+    assert_trees_close,
+    batch_of,
+    cases,
+    check_means,
+    check_number,
+    draw,
+    tree,
+)
 
 import diffusion_ql
 import idql
@@ -96,6 +107,63 @@ def test_td_loss_and_target_match_the_authors(case):
     for target in case["q"] - gradient * case["q"].size / 2:
         assert_close(target, case, "target")
     assert not np.any(jax.grad(lambda next_v: idql.td_loss(case["q"], next_v, *inputs[1:]))(next_v))
+
+
+@pytest.mark.parametrize("case", cases("agent_step_idql"))
+def test_the_whole_agent_matches_the_authors(case):
+    """Losses and gradients at fixed parameters; two updates; and actions, whose draws are compared in the mean."""
+    hp = {key[3:]: case[key].tolist() for key in case.files if key.startswith("hp.")}
+    args = idql.Args(
+        hidden_dims=tuple(hp["hidden_dims"]),
+        actor_width=hp["actor_width"],
+        critic_batch_size=hp["critic_batch_size"],
+        learning_rate=hp["actor_lr"],
+        discount=hp["discount"],
+        target_rate=hp["tau"],
+        actor_target_rate=hp["actor_tau"],
+        expectile=hp["critic_hyperparam"],
+        num_samples=hp["N"],
+        steps=hp["decay_steps"] // 2,
+    )
+    agent = compiled(idql.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
+    params = {name: tree(case, f"param.{name}") for name in ("actor", "value", "critic")}
+    targets = {name: tree(case, f"param.{name}") for name in ("target_actor", "target_critic")}
+    state = agent.init(jax.random.PRNGKey(0))
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
+    state, batch = state._replace(params=params, **targets), batch_of(case)
+
+    def gradient(name, key=None):
+        return jax.grad(agent.losses[name], has_aux=True)(params[name], state, batch, key)
+
+    for name, metrics in (
+        ("value", {"losses/value": "value_loss", "train/v_mean": "v"}),
+        ("critic", {"losses/critic": "critic_loss", "train/q_mean": "q"}),
+    ):
+        grads, values = jax.jit(functools.partial(gradient, name))()
+        assert_trees_close(grads, tree(case, f"grad.{name}"))
+        for ours, theirs in metrics.items():
+            np.testing.assert_allclose(values[ours], case[f"metric.{theirs}"], rtol=1e-5, atol=1e-6)
+    grads, values = draw(functools.partial(gradient, "actor"))
+    check_means(grads, tree(case, "grad_mean.actor"), tree(case, "grad_se.actor"))
+    check_number(values["losses/actor"], case, "actor_loss")
+
+    def updates(key):
+        after = state._replace(key=key)
+        for _ in range(hp["updates"]):
+            after, _ = agent.update(after, batch)
+        after = after.params | {name: getattr(after, name) for name in targets}
+        return jax.tree.map(jnp.subtract, after, params | targets)
+
+    moved = draw(updates, 1024)
+    for name in ("value", "critic", "target_critic"):  # nothing random in them
+        assert_trees_close(jax.tree.map(lambda x: x[0], moved[name]), tree(case, f"moved.{name}"), atol=3e-6)
+    for name in ("actor", "target_actor"):
+        check_means(moved[name], tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
+
+    actions = np.asarray(draw(lambda key: agent.act(state, case["act.observation"][None], key)[0], 1024))
+    assert_same_mean(actions, case["act.actions"], "actions")
+    for i in range(actions.shape[1]):
+        assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")
 
 
 # -------------------------------------------------------------------------------------------------------- whole updates
@@ -249,8 +317,8 @@ def test_nothing_flows_from_q_to_the_policy():
     target_critic = jax.tree.map(lambda x: -x, state.target_critic)
     other, other_metrics = agent.update(state._replace(params=params, target_critic=target_critic), other_batch)
     assert metrics["losses/critic"] != other_metrics["losses/critic"]
-    for tree in (lambda s: s.params["actor"], lambda s: s.target_actor, lambda s: s.optimizer_state["actor"]):
-        jax.tree.map(np.testing.assert_array_equal, tree(after), tree(other))
+    for part in (lambda s: s.params["actor"], lambda s: s.target_actor, lambda s: s.optimizer_state["actor"]):
+        jax.tree.map(np.testing.assert_array_equal, part(after), part(other))
 
 
 # ----------------------------------------------------------------------------------------- targets, optimisers, acting
