@@ -80,10 +80,14 @@ def check_number(values, case, name):
     assert abs(spread - case[f"std.{name}"]) <= 4.5 * error + 1e-5 * max(1, abs(mean)), name
 
 
-def draw(function, num_draws=4096):
-    """function(key) for so many keys, the results along axis 0."""
-    keys = jax.random.split(jax.random.PRNGKey(1), num_draws)
-    return jax.jit(lambda keys: jax.lax.map(function, keys, batch_size=256))(keys)
+def draw(function, *inputs, num_draws=4096):
+    """function(key, *inputs) for so many keys, the results along axis 0."""
+
+    @jax.jit  # with inputs, not constants: what XLA folds comes out otherwise with jax 0.6
+    def draws(keys, *inputs):
+        return jax.lax.map(lambda key: function(key, *inputs), keys, batch_size=256)
+
+    return draws(jax.random.split(jax.random.PRNGKey(1), num_draws), *inputs)
 
 
 def mlp_params(case, prefix):
@@ -138,15 +142,15 @@ def check_agent_step(script, args, case, layout, metric_names):
     state = state._replace(params=params, target_critic=target)
     batch = batch_of(case)
 
-    def gradient_and_metrics(key):
+    def gradient_and_metrics(key, state, batch):
         critic_key, actor_key = jax.random.split(key)
         gradients, metrics = {}, {}
         for name, key in (("critic", critic_key), ("actor", actor_key)):
-            gradients[name], values = jax.grad(agent.losses[name], has_aux=True)(params[name], state, batch, key)
+            gradients[name], values = jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, key)
             metrics |= values
         return gradients, metrics | {"total": metrics["losses/critic"] + metrics["losses/actor"]}
 
-    gradients, metrics = draw(gradient_and_metrics)
+    gradients, metrics = draw(gradient_and_metrics, state, batch)
 
     names = {
         "losses/critic": "critic.critic_loss",

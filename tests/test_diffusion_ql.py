@@ -114,14 +114,14 @@ def test_the_whole_agent_matches_the_authors(case):
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
     state, batch = state._replace(params=params, step=jnp.int32(hp["step"]), **targets), batch_of(case)
 
-    def gradients_and_metrics(key):
+    def gradients_and_metrics(key, state, batch):
         grads, metrics = {}, {}
         for name, loss_key in zip(params, jax.random.split(key)):
-            grads[name], values = jax.grad(agent.losses[name], has_aux=True)(params[name], state, batch, loss_key)
+            grads[name], values = jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, loss_key)
             metrics |= values
         return grads, metrics
 
-    grads, metrics = draw(gradients_and_metrics)
+    grads, metrics = draw(gradients_and_metrics, state, batch)
     for name in params:
         check_means(grads[name], tree(case, f"grad_mean.{name}"), tree(case, f"grad_se.{name}"))
     for ours, theirs in {
@@ -132,17 +132,18 @@ def test_the_whole_agent_matches_the_authors(case):
     }.items():
         check_number(metrics[f"losses/{ours}"], case, theirs)
 
-    def updates(key):
+    def updates(key, state, batch):
         after = state._replace(key=key)
         for _ in range(hp["updates"]):
             after, _ = agent.update(after, batch)
-        after = after.params | {name: getattr(after, name) for name in targets}
-        return jax.tree.map(jnp.subtract, after, params | targets)
+        before, after = (x.params | {name: getattr(x, name) for name in targets} for x in (state, after))
+        return jax.tree.map(jnp.subtract, after, before)
 
-    for name, moved in draw(updates, 1024).items():
+    for name, moved in draw(updates, state, batch, num_draws=1024).items():
         check_means(moved, tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
 
-    actions = np.asarray(draw(lambda key: agent.act(state, case["act.observation"][None], key)[0], 1024))
+    inputs = (state, case["act.observation"][None])
+    actions = np.asarray(draw(lambda key, state, s: agent.act(state, s, key)[0], *inputs, num_draws=1024))
     assert_same_mean(actions, case["act.actions"], "actions")
     for i in range(actions.shape[1]):
         assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")

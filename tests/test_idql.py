@@ -132,35 +132,36 @@ def test_the_whole_agent_matches_the_authors(case):
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
     state, batch = state._replace(params=params, **targets), batch_of(case)
 
-    def gradient(name, key=None):
-        return jax.grad(agent.losses[name], has_aux=True)(params[name], state, batch, key)
+    def gradient(name, key, state, batch):
+        return jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, key)
 
     for name, metrics in (
         ("value", {"losses/value": "value_loss", "train/v_mean": "v"}),
         ("critic", {"losses/critic": "critic_loss", "train/q_mean": "q"}),
     ):
-        grads, values = jax.jit(functools.partial(gradient, name))()
+        grads, values = jax.jit(functools.partial(gradient, name))(None, state, batch)
         assert_trees_close(grads, tree(case, f"grad.{name}"))
         for ours, theirs in metrics.items():
             np.testing.assert_allclose(values[ours], case[f"metric.{theirs}"], rtol=1e-5, atol=1e-6)
-    grads, values = draw(functools.partial(gradient, "actor"))
+    grads, values = draw(functools.partial(gradient, "actor"), state, batch)
     check_means(grads, tree(case, "grad_mean.actor"), tree(case, "grad_se.actor"))
     check_number(values["losses/actor"], case, "actor_loss")
 
-    def updates(key):
+    def updates(key, state, batch):
         after = state._replace(key=key)
         for _ in range(hp["updates"]):
             after, _ = agent.update(after, batch)
-        after = after.params | {name: getattr(after, name) for name in targets}
-        return jax.tree.map(jnp.subtract, after, params | targets)
+        before, after = (x.params | {name: getattr(x, name) for name in targets} for x in (state, after))
+        return jax.tree.map(jnp.subtract, after, before)
 
-    moved = draw(updates, 1024)
+    moved = draw(updates, state, batch, num_draws=1024)
     for name in ("value", "critic", "target_critic"):  # nothing random in them
         assert_trees_close(jax.tree.map(lambda x: x[0], moved[name]), tree(case, f"moved.{name}"), atol=3e-6)
     for name in ("actor", "target_actor"):
         check_means(moved[name], tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
 
-    actions = np.asarray(draw(lambda key: agent.act(state, case["act.observation"][None], key)[0], 1024))
+    inputs = (state, case["act.observation"][None])
+    actions = np.asarray(draw(lambda key, state, s: agent.act(state, s, key)[0], *inputs, num_draws=1024))
     assert_same_mean(actions, case["act.actions"], "actions")
     for i in range(actions.shape[1]):
         assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")
