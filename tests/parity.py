@@ -31,7 +31,7 @@ def assert_trees_close(ours, theirs, rtol=1e-4, atol=1e-5):
 def assert_same_mean(ours, theirs, name):
     """Two samples of the same random number, or array of them, along axis 0."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / len(ours) + 1e-12)
+    error = np.sqrt(ours.var(axis=0) / len(ours) + theirs.var(axis=0) / len(theirs) + 1e-12)
     worst = np.max(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / error)
     assert worst < 6, f"{name}: {worst:.1f} standard errors"
 
@@ -88,6 +88,41 @@ def draw(function, *inputs, num_draws=4096):
         return jax.lax.map(lambda key: function(key, *inputs), keys, batch_size=256)
 
     return draws(jax.random.split(jax.random.PRNGKey(1), num_draws), *inputs)
+
+
+def fixed_agent(script, args, case, names):
+    """Of a diffusion method: the agent, its state with the fixture's parameters of these networks and its targets, and
+    the batch."""
+    agent = compiled(script.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
+    params = {name: tree(case, f"param.{name}") for name in names}
+    targets = {name: tree(case, f"param.{name}") for name in ("target_actor", "target_critic")}
+    state = agent.init(jax.random.PRNGKey(0))
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
+    return agent, state._replace(params=params, **targets), batch_of(case)
+
+
+def moved_by_updates(agent, state, batch, num_updates):
+    """How far so many updates on the same batch move each network and target, for 1,024 keys."""
+
+    def networks(state):
+        return state.params | {"target_actor": state.target_actor, "target_critic": state.target_critic}
+
+    def updates(key, state, batch):
+        after = state._replace(key=key)
+        for _ in range(num_updates):
+            after, _ = agent.update(after, batch)
+        return jax.tree.map(jnp.subtract, networks(after), networks(state))
+
+    return draw(updates, state, batch, num_draws=1024)
+
+
+def check_actions(agent, state, case):
+    """Mean and spread of the actions in one state, for 1,024 keys."""
+    inputs = (state, case["act.observation"][None])
+    actions = np.asarray(draw(lambda key, state, s: agent.act(state, s, key)[0], *inputs, num_draws=1024))
+    assert_same_mean(actions, case["act.actions"], "actions")
+    for i in range(actions.shape[1]):
+        assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")
 
 
 def mlp_params(case, prefix):

@@ -10,14 +10,14 @@ import pytest
 from helpers import compiled
 from parity import (
     assert_close,
-    assert_same_mean,
-    assert_same_spread,
     assert_trees_close,
-    batch_of,
     cases,
+    check_actions,
     check_means,
     check_number,
     draw,
+    fixed_agent,
+    moved_by_updates,
     tree,
 )
 
@@ -107,46 +107,26 @@ def test_the_whole_agent_matches_the_authors(case):
         grad_norm=hp["grad_norm"],
         max_q_backup=hp["max_q_backup"],
     )
-    agent = compiled(diffusion_ql.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
-    params = {name: tree(case, f"param.{name}") for name in ("actor", "critic")}
-    targets = {name: tree(case, f"param.{name}") for name in ("target_actor", "target_critic")}
-    state = agent.init(jax.random.PRNGKey(0))
-    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
-    state, batch = state._replace(params=params, step=jnp.int32(hp["step"]), **targets), batch_of(case)
+    agent, state, batch = fixed_agent(diffusion_ql, args, case, ("actor", "critic"))
+    state = state._replace(step=jnp.int32(hp["step"]))
 
     def gradients_and_metrics(key, state, batch):
         grads, metrics = {}, {}
-        for name, loss_key in zip(params, jax.random.split(key)):
+        for name, loss_key in zip(state.params, jax.random.split(key)):
             grads[name], values = jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, loss_key)
             metrics |= values
         return grads, metrics
 
     grads, metrics = draw(gradients_and_metrics, state, batch)
-    for name in params:
+    for name in state.params:
         check_means(grads[name], tree(case, f"grad_mean.{name}"), tree(case, f"grad_se.{name}"))
-    for ours, theirs in {
-        "critic": "critic_loss",
-        "actor": "actor_loss",
-        "denoising": "bc_loss",
-        "q": "ql_loss",
-    }.items():
-        check_number(metrics[f"losses/{ours}"], case, theirs)
+    for ours, theirs in {"critic": "critic", "actor": "actor", "denoising": "bc", "q": "ql"}.items():
+        check_number(metrics[f"losses/{ours}"], case, f"{theirs}_loss")
 
-    def updates(key, state, batch):
-        after = state._replace(key=key)
-        for _ in range(hp["updates"]):
-            after, _ = agent.update(after, batch)
-        before, after = (x.params | {name: getattr(x, name) for name in targets} for x in (state, after))
-        return jax.tree.map(jnp.subtract, after, before)
-
-    for name, moved in draw(updates, state, batch, num_draws=1024).items():
+    for name, moved in moved_by_updates(agent, state, batch, hp["updates"]).items():
         check_means(moved, tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
 
-    inputs = (state, case["act.observation"][None])
-    actions = np.asarray(draw(lambda key, state, s: agent.act(state, s, key)[0], *inputs, num_draws=1024))
-    assert_same_mean(actions, case["act.actions"], "actions")
-    for i in range(actions.shape[1]):
-        assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")
+    check_actions(agent, state, case)
 
 
 # -------------------------------------------------------------------------------------------------------- whole updates

@@ -10,14 +10,14 @@ import pytest
 from helpers import compiled
 from parity import (
     assert_close,
-    assert_same_mean,
-    assert_same_spread,
     assert_trees_close,
-    batch_of,
     cases,
+    check_actions,
     check_means,
     check_number,
     draw,
+    fixed_agent,
+    moved_by_updates,
     tree,
 )
 
@@ -125,12 +125,7 @@ def test_the_whole_agent_matches_the_authors(case):
         num_samples=hp["N"],
         steps=hp["decay_steps"] // 2,
     )
-    agent = compiled(idql.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
-    params = {name: tree(case, f"param.{name}") for name in ("actor", "value", "critic")}
-    targets = {name: tree(case, f"param.{name}") for name in ("target_actor", "target_critic")}
-    state = agent.init(jax.random.PRNGKey(0))
-    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
-    state, batch = state._replace(params=params, **targets), batch_of(case)
+    agent, state, batch = fixed_agent(idql, args, case, ("actor", "value", "critic"))
 
     def gradient(name, key, state, batch):
         return jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, key)
@@ -147,24 +142,13 @@ def test_the_whole_agent_matches_the_authors(case):
     check_means(grads, tree(case, "grad_mean.actor"), tree(case, "grad_se.actor"))
     check_number(values["losses/actor"], case, "actor_loss")
 
-    def updates(key, state, batch):
-        after = state._replace(key=key)
-        for _ in range(hp["updates"]):
-            after, _ = agent.update(after, batch)
-        before, after = (x.params | {name: getattr(x, name) for name in targets} for x in (state, after))
-        return jax.tree.map(jnp.subtract, after, before)
-
-    moved = draw(updates, state, batch, num_draws=1024)
+    moved = moved_by_updates(agent, state, batch, hp["updates"])
     for name in ("value", "critic", "target_critic"):  # nothing random in them
         assert_trees_close(jax.tree.map(lambda x: x[0], moved[name]), tree(case, f"moved.{name}"), atol=3e-6)
     for name in ("actor", "target_actor"):
         check_means(moved[name], tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
 
-    inputs = (state, case["act.observation"][None])
-    actions = np.asarray(draw(lambda key, state, s: agent.act(state, s, key)[0], *inputs, num_draws=1024))
-    assert_same_mean(actions, case["act.actions"], "actions")
-    for i in range(actions.shape[1]):
-        assert_same_spread(actions[:, i], case["act.actions"][:, i], f"action {i}")
+    check_actions(agent, state, case)
 
 
 # -------------------------------------------------------------------------------------------------------- whole updates

@@ -152,7 +152,7 @@ def make_authors(folder: Path, name: str, args: Any, dataset: Dataset, num_updat
     if not (folder / "agents" / f"{name}.py").exists():
         return None
     if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+        sys.path.insert(1, str(folder))  # behind ours, so that no script is hidden
     try:
         module, datasets = (importlib.import_module(x) for x in (f"agents.{name}", "utils.datasets"))
     except ImportError as error:
@@ -378,18 +378,12 @@ def main() -> None:
                 raise UserError(f"no script '{name}'; there are {', '.join(SCRIPTS)}.")
         if min(*known.dims, known.rounds, known.seconds) <= 0:
             raise UserError("--dims, --rounds and --seconds must be positive.")
-        if known.authors and not (known.authors.expanduser() / "agents").is_dir():
-            raise UserError(f"--authors {known.authors} has no folder agents/: clone the authors' repository there.")
-        measured = functools.partial(
-            measure,
-            dims=tuple(known.dims),
-            rounds=known.rounds,
-            seconds=known.seconds,
-            authors=known.authors and known.authors.expanduser().resolve(),
-            argv=rest,
-        )
+        authors = known.authors and known.authors.expanduser().resolve()
+        if authors and not (authors / "agents").is_dir():
+            raise UserError(f"--authors {authors} has no folder agents/: clone the authors' repository there.")
+        settings = (tuple(known.dims), known.rounds, known.seconds, authors, rest)
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
-            rows = [measured(name) for name in names or SCRIPTS]
+            rows = [measure(name, *settings) for name in names or SCRIPTS]
         print(f"\n{device_summary()}\n\n{table(rows)}")
         if known.json:
             about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
