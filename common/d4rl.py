@@ -23,6 +23,7 @@ from tqdm import tqdm
 from common import UserError
 from common.d4rl_environments import make_env, minari_maze, require
 from common.environments import OGBENCH_NAMES
+from common.locks import alone
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
 
 
@@ -287,20 +288,31 @@ def _find(task: str, version: str, data: str, data_dir: str | None) -> tuple[str
 
 
 def _download(minari_id: str, folder: Path, reason: str) -> None:
-    """Minari's dataset into its folder. Asks the host first, because Minari tries for 25 silent seconds."""
+    """Minari's dataset into its folder, one process at a time, and whole: it arrives in another one. Asks the host
+    first, because Minari tries for 25 silent seconds."""
     require("minari", f"{reason}, and Minari's {minari_id}")
     import minari  # an extra
 
     host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    hidden = f".{minari_id.replace('/', '_')}"
+    arriving, before = folder / f"{hidden}-download", os.environ.get("MINARI_DATASETS_PATH")
     try:
-        with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
-            urllib.request.urlopen(host, timeout=5).close()
-        minari.download_dataset(minari_id)
-    except BaseException as error:  # of the network or the host, from several packages; Ctrl-C
-        shutil.rmtree(folder / minari_id, ignore_errors=True)  # next time, a part would be taken for the whole
-        if not isinstance(error, Exception):
-            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / f"{hidden}.lock", f"downloading {minari_id}"):
+            if (folder / minari_id).exists():
+                return
+            try:
+                with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
+                    urllib.request.urlopen(host, timeout=5).close()
+                os.environ["MINARI_DATASETS_PATH"] = str(arriving)
+                minari.download_dataset(minari_id)
+                (folder / minari_id).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(arriving / minari_id, folder / minari_id)
+            finally:
+                os.environ.pop("MINARI_DATASETS_PATH", None)
+                os.environ |= {"MINARI_DATASETS_PATH": before} if before else {}
+                shutil.rmtree(arriving, ignore_errors=True)
+    except Exception as error:  # of the network or the host, from several packages
         why = str(getattr(error, "reason", error)).splitlines() or [type(error).__name__]
         raise UserError(f"{reason}, and Minari's {minari_id} cannot be downloaded from {host}: {why[0]}.") from None
 

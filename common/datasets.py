@@ -3,8 +3,10 @@ the arrays mean stands in transitions.py. No JAX."""
 
 import contextlib
 import functools
+import http.client
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -20,6 +22,7 @@ from common import UserError, d4rl
 from common.collect import CACHE_DIR, collect, read_record
 from common.collect.procedures import procedure
 from common.environments import BANDITS, PHYSICS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
+from common.locks import alone
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
 
 
@@ -124,33 +127,42 @@ class Unreachable(Exception):
 
 
 def _download(name: str, folder: Path) -> Path:
-    """Fetches train and validation file through ogbench, which writes to a temporary name first. The record that makes
-    the file an official one stands beside it."""
+    """Fetches train and validation file through ogbench, one process at a time. They arrive in a folder of their own;
+    the training file is moved last, after the record that makes it an official one: where it is, all is well."""
     with quiet():
         import ogbench.utils  # half a second that other data do not need
 
     path = folder / f"{name}-v0.npz"
+    arriving = folder / f".{path.stem}-download"
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # a host that drops packets would hang for minutes otherwise
     try:
-        ogbench.download_datasets([path.stem], str(folder))
-        record = {
-            "url": f"{ogbench.utils.DATASET_URL}/{path.name}",
-            "sha256": sha256(path),
-            "downloaded": time.strftime("%Y-%m-%d"),
-        }
-        temporary = _download_record(path).with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, _download_record(path))
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / f".{path.stem}.lock", f"downloading {path.name}"):
+            if path.exists():
+                return path
+            try:
+                ogbench.download_datasets([path.stem], str(arriving))
+                record = {
+                    "url": f"{ogbench.utils.DATASET_URL}/{path.name}",
+                    "sha256": sha256(arriving / path.name),
+                    "downloaded": time.strftime("%Y-%m-%d"),
+                }
+                _download_record(arriving / path.name).write_text(json.dumps(record, indent=2) + "\n")
+                for file in sorted(arriving.iterdir(), key=lambda file: file.name == path.name):
+                    if file.suffix == ".npz":
+                        zipfile.ZipFile(file).close()  # its table of contents is at the end
+                    os.replace(file, folder / file.name)
+            finally:
+                shutil.rmtree(arriving, ignore_errors=True)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise Unreachable(getattr(error, "reason", error)) from None
+    except zipfile.BadZipFile:
+        raise UserError(f"{path.name} did not arrive whole; the same command downloads it again.") from None
     except OSError as error:
         raise UserError(f"cannot write the dataset to {folder}: {error.strerror or error}.") from None
     finally:
         socket.setdefaulttimeout(timeout)
-        for file in (f"{name}-v0.npz.tmp", f"{name}-v0-val.npz.tmp"):
-            with contextlib.suppress(OSError):
-                (folder / file).unlink()
     return path
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -24,3 +25,14 @@ def lock(path: Path, files: contextlib.ExitStack, wait: bool = False) -> bool:
     except OSError:
         pass
     return True
+
+
+@contextlib.contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Lets in one process at a time, by the lock of this file; the others say what they wait for: "another process is
+    {doing}"."""
+    with contextlib.ExitStack() as files:
+        if not lock(path, files):
+            print(f"another process is {doing}; waiting for it", flush=True)
+            lock(path, files, wait=True)
+        yield

@@ -242,6 +242,7 @@ def collect(folder: Path, minari_id: str, env_id: str, lengths: list[int], monke
     """A Minari dataset of random actions by its own DataCollector, and what a step in the environment returned."""
     import minari
 
+    folder.mkdir(exist_ok=True)  # else the collector writes to a temporary folder, which is removed too soon
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
     with d4rl_environments.quiet(), d4rl_environments.temporary_files_removed():
         if "Adroit" in env_id or "AntMaze" in env_id:
@@ -685,10 +686,15 @@ def test_a_download_is_whole_or_not_there(tmp_path, monkeypatch):
     import minari
 
     minari_id, answer = d4rl.TASKS["hopper-medium"].minari, io.BytesIO()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "elsewhere")
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: answer)
 
+    def arriving():
+        return Path(os.environ["MINARI_DATASETS_PATH"])
+
     def cut_short(_):
-        (tmp_path / minari_id / "data").mkdir(parents=True)
+        (arriving() / minari_id / "data").mkdir(parents=True)
+        assert not (tmp_path / minari_id).exists()  # another process would take the part for the whole
         raise OSError("connection lost\nand more")
 
     monkeypatch.setattr(minari, "download_dataset", cut_short)
@@ -697,9 +703,11 @@ def test_a_download_is_whole_or_not_there(tmp_path, monkeypatch):
     assert not (tmp_path / minari_id).exists()
 
     monkeypatch.setattr(
-        minari, "download_dataset", lambda _: collect(tmp_path, minari_id, "Hopper-v5", [5], monkeypatch)
+        minari, "download_dataset", lambda _: collect(arriving(), minari_id, "Hopper-v5", [5], monkeypatch)
     )
     assert len(d4rl.load("hopper-medium", "v2", data_dir=str(tmp_path)).rows) == 5
+    assert os.environ["MINARI_DATASETS_PATH"] == "elsewhere"
+    assert not list(tmp_path.glob(".*-download"))
 
 
 @pytest.mark.parametrize("package, call", [

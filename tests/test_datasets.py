@@ -4,7 +4,9 @@ import http.server
 import io
 import json
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -14,7 +16,7 @@ import pytest
 from helpers import NAME
 
 import driftql
-from common import datasets
+from common import UserError, datasets
 from common.buffers import make_buffer, sample
 from common.datasets import load_dataset
 from common.transitions import sha256
@@ -122,32 +124,49 @@ def test_no_network_says_what_to_do(tmp_path, fails, monkeypatch):
     assert "cannot be reached" in error
     assert "--data-dir" in error
     assert "--data collect" in error
-    assert not list(folder.glob("*"))
+    assert not list(folder.glob("[!.]*"))
 
 
-def test_download_goes_through_ogbench(data_dir, tmp_path, monkeypatch, capsys):
-    """From a web server on this machine: the files arrive, and a second call does not ask again."""
-    content = (data_dir / f"{NAME}-v0.npz").read_bytes()
-    asked = []
+class Host(http.server.ThreadingHTTPServer):
+    """OGBench's host on this machine: every file has the same content."""
+
+    def __init__(self, content: bytes):
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.content, self.asked, self.cut = content, [], {}  # cut: part of a name -> bytes after which it hangs up
+        self.open = threading.Event()  # nothing is sent before
+        self.open.set()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            self.server.asked.append(self.path)
+            self.server.open.wait()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(self.server.content)))
             self.end_headers()
-            self.wfile.write(content)
+            size = next((size for part, size in self.server.cut.items() if part in self.path), None)
+            self.wfile.write(self.server.content[:size])
 
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+
+@pytest.fixture
+def host(data_dir, monkeypatch):
+    with Host((data_dir / f"{NAME}-v0.npz").read_bytes()) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr("ogbench.utils.DATASET_URL", f"http://127.0.0.1:{server.server_port}/ogbench")
-        for _ in range(2):
-            dataset = load_dataset(NAME, data_dir=str(tmp_path / "new"))
+        yield server
         server.shutdown()
-    assert asked == [f"/ogbench/{NAME}-v0.npz", f"/ogbench/{NAME}-v0-val.npz"]
+
+
+BOTH_FILES = [f"/ogbench/{NAME}-v0.npz", f"/ogbench/{NAME}-v0-val.npz"]
+
+
+def test_download_goes_through_ogbench(host, tmp_path, capsys):
+    """The files arrive, and a second call does not ask again."""
+    for _ in range(2):
+        dataset = load_dataset(NAME, data_dir=str(tmp_path / "new"))
+    assert host.asked == BOTH_FILES
     assert len(dataset.rows) == 600
     # Official is what this program has downloaded, and nothing else: not a copy, not a changed file.
     assert dataset.source == "official"
@@ -160,12 +179,39 @@ def test_download_goes_through_ogbench(data_dir, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert output.count("\n") == 1
     assert sha256(path)[:16] in output
-    path.write_bytes(content)
+    path.write_bytes(host.content)
     assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "official"
     record.write_text("{")
     assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "unverified"
     record.unlink()
     assert load_dataset(NAME, data_dir=str(tmp_path / "new")).source == "unverified"
+
+
+@pytest.mark.parametrize("part", ["v0.npz", "-val"])
+def test_a_download_that_ends_early_leaves_nothing_and_is_repeated(part, host, tmp_path):
+    host.cut = {part: len(host.content) // 2}
+    with pytest.raises(UserError, match="did not arrive whole"):
+        load_dataset(NAME, data_dir=str(tmp_path))
+    assert not (tmp_path / f"{NAME}-v0.npz").exists()
+    host.cut = {}
+    assert load_dataset(NAME, data_dir=str(tmp_path)).source == "official"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"{NAME}-v0.npz", f"{NAME}-v0-val.npz", f"{NAME}-v0-download.json", f".{NAME}-v0.lock",
+    }  # fmt: skip
+
+
+def test_one_process_downloads_and_the_others_wait(host, tmp_path, capsys):
+    host.open.clear()
+    with ThreadPoolExecutor() as pool:
+        paths = [pool.submit(datasets._download, NAME, tmp_path) for _ in range(3)]  # processes elsewhere
+        said = ""
+        while said.count("another process is downloading") < 2:
+            time.sleep(0.02)
+            said += capsys.readouterr().out
+        host.open.set()
+    assert {path.result() for path in paths} == {tmp_path / f"{NAME}-v0.npz"}
+    assert host.asked == BOTH_FILES
+    assert load_dataset(NAME, data_dir=str(tmp_path)).source == "official"
 
 
 # ------------------------------------------------------------------------------------------------------------- own data

@@ -31,7 +31,7 @@ from common import UserError
 from common.collect import procedures
 from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seeded, procedure
 from common.environments import PHYSICS
-from common.locks import lock
+from common.locks import alone
 from common.progress import ProgressBar, say
 from common.transitions import sha256
 from common.workers import Workers, receive, send, usable_cores
@@ -197,10 +197,7 @@ def _collecting_alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as files:
         with _disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            guard = path.with_name(f".{path.stem}.lock")
-            if not lock(guard, files):
-                print(f"another process is collecting {path.name}; waiting for it")
-                lock(guard, files, wait=True)
+            files.enter_context(alone(path.with_name(f".{path.stem}.lock"), f"collecting {path.name}"))
         try:
             yield
         finally:
