@@ -21,7 +21,7 @@ def make_result(args: Args, dataset: Dataset, evaluations: list[dict]) -> dict[s
 
     With --grid, scores and evaluations stand under `grid`: of each combination its `values`, and what the result of a
     run with these alone would have."""
-    parts = [(values, scores(dataset, part)) for values, part in by_combination(args, evaluations)]
+    parts = [(values, scores(args, dataset, part)) for values, part in by_combination(args, evaluations)]
     about = {
         "algo": algorithm_name(type(args)),
         "env": dataset.name,
@@ -33,12 +33,15 @@ def make_result(args: Args, dataset: Dataset, evaluations: list[dict]) -> dict[s
     return about | found | circumstances(dataset)
 
 
-def scores(dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
+def scores(args: Args, dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
     """The benchmark's score of each seed: on OGBench the success of the last three evaluations, elsewhere of the last
     one. On D4RL it is the normalized return, and the return where the environment knows no success."""
     name = next(name for name in ("normalized", "success", "return") if name in evaluations[-1])
-    values = np.array([evaluation[name] for evaluation in evaluations if evaluation["step"] > 0])
-    counted = values[-3:] if dataset.task else values[-1:]  # (evaluations, seeds)
+    trained = [evaluation for evaluation in evaluations if evaluation["step"] > 0]
+    values = np.array([evaluation[name] for evaluation in trained])  # (evaluations, seeds)
+    # Without the one at the end of a shorter run that was extended.
+    regular = [evaluation["step"] % args.eval_every == 0 for evaluation in trained[:-1]] + [True]
+    counted = values[regular][-3:] if dataset.task else values[-1:]
     score = counted.mean(axis=0)
     what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
     which = f"last {len(counted)} evaluations" if len(counted) > 1 else "last evaluation"

@@ -187,6 +187,9 @@ def test_score_is_the_mean_of_the_last_three_evaluations_on_ogbench(data_dir):
     assert result["score_is"] == "mean success of the last 3 evaluations"
     assert result["last_per_seed"] == [0.4, 0.8]
     assert result["best_per_seed"] == [0.9, 1.8]
+    # One at the end of a shorter run that was extended does not count: a run straight to the end lacks it.
+    extended = [*done.evaluations[:-1], {"step": 450_000, "success": [1, 1]}, done.evaluations[-1]]
+    assert make_result(args, dataset, extended)["score_per_seed"] == result["score_per_seed"]
     # Before the first update nothing was learnt: it never counts.
     early = make_result(args, dataset, done.evaluations[:2])
     assert early["score_per_seed"] == [0.9, 1.8]
