@@ -74,7 +74,7 @@ class Args(cli.Args):
     grad_norm: float = 5.0
     """gradients of actor and critic are clipped to this norm, each on its own; 1 to 10 on D4RL"""
     max_q_backup: bool = False
-    """TD target from the best of ten actions (the authors' antmaze runs)"""
+    """TD target from the best of ten actions (the authors' antmaze runs but umaze)"""
     num_samples: int = 50
     """actions to choose from when acting"""
     lr_decay: bool = False
@@ -310,7 +310,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         actions = sample_actions(state.params["actor"], repeated, action_key)  # (B, K, A)
         q = critic.apply(state.target_critic, repeated, actions).min(axis=0)
         choice = jax.random.categorical(choice_key, q)  # (B,), with probability softmax(q)
-        return jnp.take_along_axis(actions, choice[:, None, None], axis=1).squeeze(1)
+        return actions[jnp.arange(len(choice)), choice]
 
     return Agent(init, update, act, {"critic": critic_loss, "actor": actor_loss})
 

@@ -193,7 +193,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
 
         # Behaviour and improvement: the winner once more, now with gradient; the other candidates get none. The
         # parameters of the critics are constants here.
-        latents = jnp.take_along_axis(latents, winner[:, None, None], axis=1).squeeze(1)  # (B, A)
+        latents = latents[jnp.arange(len(winner)), winner]  # (B, A)
         winners = jnp.clip(actor.apply(actor_params, batch["observations"], latents), -1, 1)
         q = critic.apply(state.params["critic"], batch["observations"], winners)  # (2, B)
         return routed_loss(winners, batch["actions"], q, args.bc_coef, args.q_coef)

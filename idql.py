@@ -311,7 +311,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         actions = sample_actions(state.target_actor, repeated, key)  # (B, K, A)
         q = critic.apply(state.target_critic, repeated, actions).min(axis=0)
         choice = q.argmax(axis=-1)  # (B,)
-        return jnp.take_along_axis(actions, choice[:, None, None], axis=1).squeeze(1)
+        return actions[jnp.arange(len(choice)), choice]
 
     return Agent(init, update, act, {"actor": actor_loss, "value": value_loss, "critic": critic_loss})
 
