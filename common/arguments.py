@@ -147,6 +147,12 @@ def plain(args: A) -> A:
     return dataclasses.replace(args, **values | folders)
 
 
+def absolute_paths(args: Args) -> dict[str, str]:
+    """Where the data are, so that --resume finds them from any folder."""
+    given = {key: getattr(args, key) for key in ("data_dir", "dataset") if getattr(args, key) is not None}
+    return {key: str(Path(value).expanduser().absolute()) for key, value in given.items()}
+
+
 def algorithm_name(args_class: type) -> str:
     """driftql for the arguments of driftql.py."""
     return Path(inspect.getfile(args_class)).stem

@@ -37,12 +37,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def save(directory: Path, state: Any, progress: dict[str, Any]) -> None:
     """Writes the state and what the run's log has to know to go on. A kill at any moment leaves either the old or the
-    new checkpoint. Raises UserError if parameters are not finite (the old one stays) or the disk is full."""
-    state = jax.device_get(state)
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(state) if x.dtype.kind == "f"):
-        raise UserError("parameters are not finite.")
-    payload = flax.serialization.msgpack_serialize(progress | {"state": flax.serialization.to_bytes(state)})
+    new checkpoint. Raises UserError if the disk is full; the old one stays."""
+    content = flax.serialization.to_bytes(jax.device_get(state))
+    payload = flax.serialization.msgpack_serialize(progress | {"state": content})
     write_atomically(directory / FILE, hashlib.sha256(payload).digest() + payload)
+
+
+def not_finite(state: Any) -> int | None:
+    """Index of the first member (leading axis) with a number that is not finite."""
+    arrays = [x for x in jax.tree.leaves(jax.device_get(state)) if x.dtype.kind == "f"]
+    bad = (np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) for x in arrays)
+    return min((int(i) for indices in bad for i in indices), default=None)
 
 
 def load(directory: str | Path) -> dict[str, Any]:

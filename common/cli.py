@@ -64,9 +64,11 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     """Arguments from defaults, then the environment's preset, then the command line; or, with --resume, from the run's
     `config.json`. Raises UserError for what cannot be used."""
     without_help = [word for word in argv if word not in ("-h", "--help")]
+    if sum(word.partition("=")[0] == "--grid" for word in argv) > 1:  # the last would win, without a word
+        raise UserError("--grid is given twice; write all after one: --grid alpha=1,3 discount=0.9,0.99")
     given = command_line(args_class, without_help, args_class())
     if given.resume is not None:
-        return _resumed_args(args_class, without_help, given.resume)
+        return _resumed_args(args_class, argv, given.resume)
     name = _preset_name(given.env)
     args = command_line(args_class, argv, args_class(**presets.get(name, {})))
     if not any(word.partition("=")[0] in ("--log-every", "--log_every") for word in argv):

@@ -112,6 +112,8 @@ def make_user_env(env: str, **kwargs) -> gymnasium.Env:
         except (gymnasium.error.Error, ImportError) as error:
             close = difflib.get_close_matches(env, OGBENCH_NAMES, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else f"{str(error).splitlines()[0].rstrip('.')}."
+            if isinstance(error, gymnasium.error.NameNotFound) and not close and ":" not in env:
+                hint += f" If a module of yours registers it, name that too: --env MODULE:{env}."
             raise UserError(f"--env {env}: {hint}") from None
         space = made.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():

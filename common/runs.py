@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError, checkpoints, cli, d4rl
+from common.arguments import absolute_paths
 from common.checkpoints import write_atomically
 from common.cli import Args
 from common.grid import combination_name, member_names, members
@@ -131,11 +132,19 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk has been reported already
             self.files.close()
         if kind is UserError:
-            raise UserError(f"{error} {self._what_is_kept()}") from None
+            self._remove_if_empty()
+            raise UserError(f"{error} {self._what_is_kept()}".rstrip()) from None
+
+    def _remove_if_empty(self) -> bool:
+        """Whether nothing had been done: then nothing is kept."""
+        if empty := not (self.args.resume or self.done.evaluations or self.done.step):
+            shutil.rmtree(self.directory, ignore_errors=True)
+        return empty
 
     def _what_is_kept(self) -> str:
         kept = f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
-        return kept if self.saved_step else f"There was no checkpoint yet; the log is in {self.directory}."
+        log = f"There was no checkpoint yet; the log is in {self.directory}." if self.directory.exists() else ""
+        return kept if self.saved_step else log
 
     def _how_to_resume(self) -> str:
         script = Path(inspect.getfile(type(self.args))).absolute()
@@ -166,8 +175,8 @@ class Run:
 
     def _write_changes(self) -> None:
         config, steps = cli.read_config(self.directory), self.args.steps
-        before, file = config["args"], self.args.dataset
-        after = before | {"steps": steps} | ({"dataset": str(Path(file).expanduser().absolute())} if file else {})
+        before = config["args"]
+        after = before | {"steps": steps} | absolute_paths(self.args)
         if steps != before["steps"]:
             say(f"NOTE    --steps {before['steps']:,} -> {steps:,}; a decay over --steps changes too")
             (self.directory / "result.json").unlink(missing_ok=True)
@@ -184,13 +193,16 @@ class Run:
         self.done.seconds += seconds
         for name, values in metrics.items():
             if not np.isfinite(values).all():
-                member = self.members[int(np.flatnonzero(~np.isfinite(values))[0])]
-                who = ", ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
+                who = self._who(int(np.flatnonzero(~np.isfinite(values))[0]))
                 raise UserError(f"{name} of {who} is not finite at step {self.step:,}.")
         speed = np.full(len(self.members), self.interval / seconds)
         self._write(self.step, metrics | {"charts/updates_per_second": speed})
         self._log_played(wait=False)
         self.bar.update(self.interval)
+
+    def _who(self, i: int) -> str:
+        member = self.members[i]
+        return ", ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
 
     def evaluation_due(self) -> bool:
         """Whether this step is to be evaluated and has not been."""
@@ -249,6 +261,8 @@ class Run:
 
         Raises UserError if parameters are not finite or the disk is full.
         """
+        if (i := checkpoints.not_finite(state)) is not None:
+            raise UserError(f"parameters of {self._who(i)} are not finite at step {self.step:,}.")
         self._log_played(wait=True)  # a resume would neither repeat it nor know its result
         try:
             self.csv.flush()
@@ -268,8 +282,7 @@ class Run:
         and exits with 128 + the signal's number. Returns the directory."""
         self._log_played(wait=True)
         number = self.signals.number
-        if number and not (self.args.resume or self.done.evaluations):
-            shutil.rmtree(self.directory)
+        if number and self._remove_if_empty():
             say("stopped before anything was done; nothing is kept")
             sys.exit(128 + number)
         self.save(state)  # with the evaluation of this step, which a checkpoint of the same step lacks
@@ -296,9 +309,7 @@ def make_directory(args: Args, dataset: Dataset) -> Path:
     task = f"-task{dataset.task}" if dataset.task else ""
     env, algorithm = dataset.name.replace("/", "_").replace(":", "_"), cli.algorithm_name(type(args))
     name = f"{env}{task}__{algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    given = {key: getattr(args, key) for key in ("data_dir", "dataset") if getattr(args, key) is not None}
-    # So that --resume finds them from any folder.
-    paths = {key: str(Path(value).expanduser().absolute()) for key, value in given.items()}
+    paths = absolute_paths(args)
     if dataset.source == "collected" and args.dataset is None:
         paths["data"] = "collect"  # and does not download the official data if the network is back
     config = {"algo": algorithm, "args": dataclasses.asdict(args) | paths} | circumstances(dataset)
@@ -327,10 +338,8 @@ def _open_metrics(path: Path, columns: Sequence[str], done: Progress):
     try:
         size = path.stat().st_size if path.exists() else 0
         if size < done.metrics_bytes:
-            raise UserError(
-                f"{path} has {size:,} of the {done.metrics_bytes:,} bytes that the checkpoint remembers: bring it "
-                f"back, or start a new run."
-            )
+            what = f"{path} has {size:,} of the {done.metrics_bytes:,} bytes that the checkpoint remembers"
+            raise UserError(f"{what}: bring it back, or start a new run.")
         file = open(path, "r+" if path.exists() else "w+", newline="")
         file.truncate(done.metrics_bytes)
         file.seek(0, io.SEEK_END)

@@ -99,20 +99,23 @@ class Dataset:
 
 
 def checked_numbers(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a file as float32 (button_states as they are). Raises UserError unless all hold finite numbers, as
-    many rows each as the first."""
+    """The arrays of a file as float32 (button_states as they are). Raises UserError unless all hold numbers that are
+    finite then, as many rows each as the first."""
     first, length = next(((name, len(x) if x.ndim else 0) for name, x in arrays.items()), ("observations", 0))
     for key, x in arrays.items():
         if x.dtype.kind not in "fiub":
             raise UserError(f"{path}: '{key}' has dtype {x.dtype}, numbers are needed.")
         if x.ndim == 0 or len(x) != length:
             raise UserError(f"{path}: '{key}' has shape {x.shape}, but '{first}' has {length} rows.")
-        if not np.isfinite(x).all():
-            bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0]
-            raise UserError(f"{path}: '{key}' contains NaN or infinity, first in row {bad}.")
     if length == 0:
         raise UserError(f"{path} is empty.")
-    return {key: x if key == "button_states" else x.astype(np.float32) for key, x in arrays.items()}
+    with np.errstate(over="ignore"):  # to infinity, which is found below
+        arrays = {key: x if key == "button_states" else x.astype(np.float32) for key, x in arrays.items()}
+    for key, x in arrays.items():
+        if not np.isfinite(x).all():
+            bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0]
+            raise UserError(f"{path}: '{key}' is NaN, infinite or beyond float32, first in row {bad}.")
+    return arrays
 
 
 def check_arrays(path: Path, arrays: dict[str, np.ndarray], env: gymnasium.Env) -> None:

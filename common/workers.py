@@ -54,12 +54,14 @@ def send(pipe: Connection, message) -> None:
 
 
 def receive(pipe: Connection):
-    """The worker's next message. Raises RuntimeError with the worker's traceback if it failed, UserError if it was
-    killed."""
+    """The worker's next message. Raises the worker's own UserError, or one if it was killed; RuntimeError with its
+    traceback if it failed otherwise."""
     try:
         message = pipe.recv()
     except (EOFError, ConnectionResetError):
         raise UserError("a worker process died; is the memory full? Try fewer of them (--eval-workers).") from None
+    if isinstance(message, UserError):
+        raise message
     if isinstance(message, _Failure):
         raise RuntimeError(f"a worker process failed:\n{message}")
     return message
@@ -83,9 +85,9 @@ def _run(target: Callable, pipe: Connection, *arguments) -> None:
         target(pipe, *arguments)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent has gone or has no more work
-    except Exception:
+    except Exception as error:
         with contextlib.suppress(OSError):
-            pipe.send(_Failure(traceback.format_exc()))
+            pipe.send(error if isinstance(error, UserError) else _Failure(traceback.format_exc()))
 
 
 @contextlib.contextmanager

@@ -81,7 +81,8 @@ def test_damaged_files_are_one_clear_line(own_dir, fails):
     not_ended[-1] = False
     wrongs = {
         "no 'qpos'": {"qpos": None},
-        "'observations' contains NaN or infinity, first in row 37": {"observations": nan},
+        "'observations' is NaN, infinite or beyond float32, first in row 37": {"observations": nan},
+        "'observations' is NaN, infinite or beyond float32, first in row 0": {"observations": np.full((606, 4), 1e39)},
         "actions reach 1.5": {"actions": np.full_like(arrays["actions"], 1.5)},
         "'actions' has shape (606, 3)": {"actions": np.zeros((606, 3), np.float32)},
         "'observations' has shape (606, 5)": {"observations": np.zeros((606, 5), np.float32)},
@@ -308,6 +309,15 @@ def test_environments_that_cannot_be_used_are_one_clear_line(tmp_path, fails):
         error = fails(driftql, "--env", env, "--dataset", path)
         assert env in error
         assert "No module named" in error
+
+
+def test_an_environment_that_only_this_process_knows_is_one_clear_line(tmp_path, fails):
+    """The workers that evaluate do not know what Line-v0 is, unless they import the module that registers it."""
+    path = tmp_path / "own.npz"
+    np.savez(path, **own_arrays())
+    flags = ("--steps", 10, "--batch-size", 2, "--hidden-dims", 8, "--eval-workers", 1)
+    error = fails(driftql, "--env", "Line-v0", "--dataset", path, *flags)
+    assert "If a module of yours registers it, name that too: --env MODULE:Line-v0." in error
 
 
 def test_an_ogbench_name_with_a_mistake_is_suggested_for_one_s_own_file_too(data_dir, fails):

@@ -223,6 +223,11 @@ def test_a_loss_that_is_not_finite_names_its_combination(tmp_path):
     message = "losses/actor of alpha=3, seed 1 is not finite at step 50"
     with pytest.raises(UserError, match=message), Run(args, load_dataset("bandit"), ["losses/actor"]) as run:
         run.log({"losses/actor": values}, 1.0)
+    message = "parameters of alpha=3, seed 0 are not finite at step 50.*There was no checkpoint yet; the log is in"
+    with pytest.raises(UserError, match=message), Run(args, load_dataset("bandit"), ["losses/actor"]) as run:
+        run.log({"losses/actor": np.zeros(4)}, 1.0)
+        run.save({"weights": np.array([0.0, 0.0, np.inf, 0.0])})
+    assert not (run.directory / "checkpoint.msgpack").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -258,6 +263,7 @@ def test_a_mistake_in_a_grid_leaves_nothing(fails):
     """Nor does one that only shows with a value of the second name."""
     assert "tools/sweep.py" in fails(driftql, "--env", "bandit", "--grid", "num-candidates=4,8")
     assert "between 0 and 1" in fails(driftql, "--env", "bandit", "--grid", "alpha=1,3", "discount=0.9,2")
+    assert "given twice" in fails(driftql, "--env", "bandit", "--grid", "alpha=1,3", "--grid", "discount=0.9")
 
 
 def test_a_grid_stays_as_it_is_on_resume(trained, fails):

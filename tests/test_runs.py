@@ -282,6 +282,25 @@ def test_steps_may_change_on_resume(tmp_path, capsys, fails):
         assert kept == result_of(directory)["evaluations"]
 
 
+def test_data_that_have_moved_are_remembered(data_dir, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(data_dir, moved)
+    short = ("--steps", 20, "--eval-every", 20, "--save-every", 20)
+    directory = launch(driftql, *maze_flags(data_dir, tmp_path), *short)
+    launch(driftql, "--resume", directory, "--steps", 40, "--data-dir", moved)
+    assert cli.args_of(driftql.Args, directory).data_dir == str(moved)
+
+
+@pytest.mark.xdist_group("finished")
+def test_help_beside_resume_changes_nothing(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        launch(driftql, "--resume", finished, "--steps", 1000, "--help")
+    assert stop.value.code == 0
+    assert "--hidden-dims" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     return launch(driftql, *tiny_flags(driftql, hidden_dims=(8,)), "--runs-dir", tmp_path_factory.mktemp("finished"))

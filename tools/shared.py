@@ -38,8 +38,12 @@ def write_text(path: Path, text: str) -> None:
     """All or nothing: a kill leaves the old file or the new one."""
     # common.checkpoints.write_atomically would bring JAX into the process that waits beside each job of a sweep.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
