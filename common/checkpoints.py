@@ -1,6 +1,7 @@
 """A state to a file and back, exactly; a trained policy from a run directory."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import os
@@ -90,20 +91,21 @@ class Policy(NamedTuple):
 
 def load_policy(directory: str | Path, seed: int | None = None, **values: float) -> Policy:
     """The policy of a run's last checkpoint. seed: which one of several, None is the first; values: which combination
-    of a run with --grid, load_policy(run, alpha=3). It comes as that of a run with these values alone.
+    of a run with --grid, load_policy(run, alpha=3). It comes as that of a run with this seed and these values alone.
 
     The script that made the run has to be importable (it is from the folder that it stands in). Raises UserError if the
     directory is not a run, has no such seed or combination, more than one, or no checkpoint yet.
     """
     agent_of, args, state, step = load_members(directory)
     (index, *others) = find_members(directory, args, seed, values)
-    own = members(args)[index].values
-    if any(members(args)[i].values != own for i in others):
+    its_values, its_seed = members(args)[index]
+    if any(members(args)[i].values != its_values for i in others):
         names = dict.fromkeys(combination_name(member.values) for member in members(args))
         raise UserError(f"{directory} has a grid; choose one of {', '.join(names)}.")
     state = jax.tree.map(lambda x: x[index], state)
     if args.grid:
-        state, args = state.state, single(args, own)
+        state, args = state.state, single(args, its_values)
+    args = dataclasses.replace(args, seed=its_seed, num_seeds=1)
     agent = agent_of(args)
     act = jax.jit(agent.act)
     return Policy(lambda observations, key: act(state, observations, key), agent, state, args, step)

@@ -50,6 +50,8 @@ def launch(main: Callable[[Any], Any], args_class: type[Args], presets: dict[str
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """A UserError becomes one line on standard error and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path with an accent, where the terminal knows ASCII only
     try:
         yield
     except UserError as error:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ def draw_curve(path: Path, title: str, result: dict[str, Any]) -> bool:
     axes.set(xlabel="gradient steps", ylabel="normalized return" if name == "normalized" else name, title=title)
     axes.title.set_fontsize(8)
     axes.grid(alpha=0.3)
-    return _save(plt, figure, path)
+    save_figure(figure, path, 150, bbox_inches="tight")
+    return True
 
 
 def draw_rollouts(
@@ -115,7 +116,8 @@ def draw_rollouts(
         env.close()
     axes.set_aspect("equal")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
-    return _save(plt, figure, path)
+    save_figure(figure, path, 150, bbox_inches="tight")
+    return True
 
 
 def draw_maze(plt: Any, axes: Any, env: gymnasium.Env) -> None:
@@ -135,7 +137,8 @@ def save_film(path: Path, film: list[np.ndarray] | None) -> bool:
         return False
     import imageio.v3  # comes with ogbench, and only films need it
 
-    imageio.v3.imwrite(path, np.stack(film), duration=40, loop=0)
+    with _whole(path):
+        imageio.v3.imwrite(path, np.stack(film), duration=40, loop=0)
     return True
 
 
@@ -165,7 +168,20 @@ def check_picture(path: Path, kinds: Sequence[str] | None = None) -> None:
         raise UserError(f"cannot write {path}: its folder is read-only.")
 
 
-def _save(plt: Any, figure: Any, path: Path) -> bool:
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    return True
+def save_figure(figure: Any, path: Path, dpi: int, **options) -> None:
+    """Writes a picture. Raises UserError if that fails, and leaves no part of it."""
+    try:
+        with _whole(path):
+            figure.savefig(path, dpi=dpi, **options)
+    finally:
+        pyplot().close(figure)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from None

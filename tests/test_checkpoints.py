@@ -1,5 +1,6 @@
 """A state to a file and back, exactly; a policy from a run; faults while a checkpoint is written."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -106,7 +107,7 @@ def test_a_policy_acts_as_its_run_does(name, tmp_path):
     observations, key = jnp.ones((5, 3)), jax.random.PRNGKey(1)
     for seed, index in ((None, 0), (3, 0), (4, 1)):
         policy = checkpoints.load_policy(str(tmp_path), seed)
-        assert (policy.args, policy.step) == (args, 40)
+        assert (policy.args, policy.step) == (dataclasses.replace(args, seed=3 + index, num_seeds=1), 40)
         state = jax.tree.map(lambda x: x[index], states)  # noqa: B023
         jax.tree.map(np.testing.assert_array_equal, policy.state, state)
         actions = policy.act(observations, key)

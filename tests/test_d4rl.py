@@ -622,7 +622,7 @@ def test_damaged_files_are_one_line(hopper_file, tmp_path):
     write_hdf5(path, {"observations/a": np.zeros(3)})
     assert "no 'observations'" in load()
     write_hdf5(path, arrays | {"rewards": np.where(np.arange(12) == 7, np.nan, 0.0)})
-    assert "is NaN, infinite, first in row 7" in load()
+    assert "is NaN, infinite or beyond float32, first in row 7" in load()
     write_hdf5(path, arrays | {"actions": np.zeros((12, 6))})
     assert "the environment needs (R, 3)" in load()
     write_hdf5(path, arrays | {"terminals": np.full(12, 0.5)})

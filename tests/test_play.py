@@ -97,6 +97,16 @@ def test_what_cannot_be_done_is_one_line(bandit, options, message):
     assert "\n" not in str(error.value)
 
 
+def test_where_an_arm_went_is_refused_before_it_is_played(bandit, tmp_path, monkeypatch):
+    """By a run that says it is one."""
+    config = json.loads((bandit / "config.json").read_text())
+    config["dataset"] |= {"name": "cube-single-play", "task": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(play, "load_members", None)
+    with pytest.raises(UserError, match="cube-single-play is neither a maze nor a bandit"):
+        ask(tmp_path, rollouts=tmp_path / "where.png")
+
+
 def test_neither_a_run_nor_one_that_ended(bandit, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         ask(tmp_path)

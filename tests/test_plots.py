@@ -21,16 +21,16 @@ def result(env, task=None, seeds=(0,)):
 def lines_and_points(monkeypatch):
     """What the next picture shows: lists of the lines and of the clouds of points in it."""
     shown = {"lines": [], "points": [], "labels": []}
-    save = plots._save
+    save = plots.save_figure
 
-    def looked_at(plt, figure, path):
+    def looked_at(figure, path, dpi, **options):
         (axes,) = figure.axes
         shown["lines"] += [np.asarray(line.get_xydata(), float) for line in axes.lines]
         shown["labels"] += axes.get_legend_handles_labels()[1]
         shown["points"] += [np.asarray(points.get_offsets(), float) for points in axes.collections]
-        return save(plt, figure, path)
+        save(figure, path, dpi, **options)
 
-    monkeypatch.setattr(plots, "_save", looked_at)
+    monkeypatch.setattr(plots, "save_figure", looked_at)
     return shown
 
 
@@ -101,14 +101,20 @@ def test_where_no_picture_can_be_written_is_known_before(tmp_path):
 
 
 def test_what_cannot_be_drawn_is_a_line(tmp_path, monkeypatch):
-    def broken(*_):
-        raise OSError("the disk is full")
+    def full(_, path, **__):
+        path.write_text("half a picture")
+        raise OSError(28, "No space left on device")
 
     said = []
     rollouts = {"paths": [np.zeros((2, 2))], "film": None}
-    monkeypatch.setattr(plots, "_save", broken)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     assert plots.draw_run(tmp_path, result("bandit"), Bandit, rollouts, None, said.append) == []
-    assert said == ["no curve.png: the disk is full", "no rollouts.png: the disk is full"]
+    names = ("curve.png", "rollouts.png")
+    assert said == [f"no {name}: cannot write {tmp_path / name}: No space left on device." for name in names]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'a.png'}: No space left on device"):
+        plots.draw_curve(tmp_path / "a.png", "title", result("bandit"))
+    assert not list(tmp_path.iterdir())
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match="pictures need matplotlib"):
         plots.pyplot()

@@ -383,6 +383,26 @@ def test_the_page_is_self_contained_and_every_number_leads_to_its_source(tmp_pat
     assert "[" not in "".join(empty)
 
 
+def test_a_full_disk_keeps_the_report_that_was_there(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    make_run(tmp_path / "runs")
+    (tmp_path / "table.md").write_text("the old one")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="cannot write .*table.md: No space left on device"):
+        report.main([str(tmp_path / "runs"), "-o", str(tmp_path / "table.md")])
+    assert (tmp_path / "table.md").read_text() == "the old one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "table.md"]
+
+
+def test_a_readme_that_is_not_text_is_one_clear_line(tmp_path):
+    make_run(tmp_path / "runs")
+    (tmp_path / "latin.md").write_bytes("d\u00e4ta".encode("latin-1"))
+    with pytest.raises(UserError, match="latin.md is not text in UTF-8"):
+        report.main([str(tmp_path / "runs"), "--readme", str(tmp_path / "latin.md")])
+
+
 def test_markdown_csv_and_readme(tmp_path, capsys):
     make_run(tmp_path / "runs", seeds=(0, 1), finals=(0.2, 0.4), data=COLLECTED)
     make_run(tmp_path / "runs", finals=(0.99,), data=COLLECTED, changes={"steps": 500_000})

@@ -292,6 +292,17 @@ def test_data_that_have_moved_are_remembered(data_dir, tmp_path):
 
 
 @pytest.mark.xdist_group("finished")
+def test_paths_that_the_terminal_cannot_write_are_written_all_the_same(finished, tmp_path):
+    directory = tmp_path / "dätä"
+    shutil.copytree(finished, directory)
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, ROOT / "driftql.py", "--resume", directory, "--steps", "250"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == str(directory).replace("ä", "\\xe4")
+
+
+@pytest.mark.xdist_group("finished")
 def test_help_beside_resume_changes_nothing(finished, capsys):
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with pytest.raises(SystemExit) as stop:
@@ -492,7 +503,7 @@ def test_pictures_that_fail_do_not_fail_the_run(monkeypatch, tmp_path, capsys):
     directory = launch(driftql, *tiny_flags(driftql, hidden_dims=(8,)), "--runs-dir", tmp_path)
     output = capsys.readouterr().out
     assert output.splitlines()[-1] == str(directory)
-    assert "no curve.png: [Errno 28] No space left on device" in output
+    assert f"no curve.png: cannot write {directory / 'curve.png'}: No space left on device." in output
     assert not list(directory.glob("*.png"))
     assert (directory / "result.json").exists()
 

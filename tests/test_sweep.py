@@ -203,6 +203,23 @@ def test_a_file_is_the_product_of_each_block(tmp_path):
     assert made[-1][1:6] == ["--env", "bandit", "--seed", "3", "--no-normalize-q"]
 
 
+def test_a_script_of_ones_own_is_another_job_than_ours_of_the_same_name(tmp_path):
+    own = tmp_path / "driftql.py"
+    own.write_text("")
+    block = {"scripts": ["driftql", str(own), str(ROOT / "driftql.py")], "envs": "bandit"}
+    ours, theirs = sweep.make_jobs([block], tmp_path)
+    assert (ours.command[1], theirs.command[1]) == (str(ROOT / "driftql.py"), str(own))
+    assert (ours.title, theirs.title) == ("driftql bandit seed 0", f"{own} bandit seed 0")
+
+
+def test_a_file_that_is_not_text_is_one_clear_line(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(
+        "- {scripts: fql, envs: bandit, settings: {dataset: d\u00e4ta}}".encode("latin-1")
+    )
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        sweep.read_blocks(tmp_path / "latin.yaml")
+
+
 def test_every_sweep_file_of_the_repository_can_be_read():
     for path in (ROOT / "tools" / "sweeps").glob("*.yaml"):
         assert sweep.make_jobs(sweep.read_blocks(path), Path("runs")), path
@@ -217,6 +234,14 @@ def test_every_sweep_file_of_the_repository_can_be_read():
         (["--scripts", "fql", "--envs", "bandit", "--workers", "0"], "--workers 0 must be positive"),
         (["--scripts", "fql", "--envs", "bandit", "--wrokers", "1"], "unrecognized arguments: --wrokers"),
         (["nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--scripts", "fql", "--envs", "bandit", "--set", "alpha="], "alpha has no value, or an empty one"),
+        (
+            ["--scripts", "fql", "--envs", "bandit", "--set", "alpha=1", "--set", "alpha=3"],
+            "--set alpha is given twice",
+        ),
+        (["--scripts", "fql", "--envs", "bandit", "--set", "seed=1"], "--seed is no setting"),
+        (["--scripts", "fql", "--envs", "bandit", "--set", "dataset=it's"], "dataset: it's: No closing quotation"),
+        (["--scripts", "fql", "--envs", "bandit", "--status", "--retry"], "leave --retry out"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(argv, expected):
@@ -239,6 +264,13 @@ def test_the_comma_of_a_grid_does_not_make_two_jobs(tmp_path, capsys):
         ("- {scripts: fql, env: bandit}", "unknown key 'env'"),
         ("- {scripts: [fql, envs: bandit}", "is not YAML"),
         ("- {scripts: fql, envs: bandit, settings: [alpha]}", "settings must be"),
+        ("- {scripts: [[fql, idql]], envs: bandit}", "scripts must be a value or"),
+        ("- {scripts: fql, envs: bandit, seeds: {a: 1}}", "seeds must be a value or"),
+        ("- {scripts: fql, envs: bandit, seeds: }", "seeds has no value"),
+        ("- {scripts: fql, envs: bandit, tasks: []}", "tasks has no value"),
+        ("- {scripts: fql, envs: bandit, settings: {alpha: []}}", "alpha has no value"),
+        ("- {scripts: fql, envs: bandit, settings: {--alpha: [1, '']}}", "alpha has no value"),
+        ("- {scripts: fql, envs: bandit, settings: {runs_dir: here}}", "--runs-dir is no setting"),
         ("- {scripts: fql, envs: bandit, settings: {hidden-dims: [[8, 8], [9, 9]]}}", "hidden-dims must be a value or"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 from read_runs import METRICS, SOURCES, Group, mean_curve, mean_interval, random_share, read_runs, setting_text
 
 from common import UserError
-from common.plots import check_picture, pyplot
+from common.plots import check_picture, pyplot, save_figure
 
 # Okabe and Ito's colours, which most colour-blind people can tell apart; the markers tell the rest.
 STYLES = {
@@ -124,5 +124,5 @@ def draw_runs(picture: str, folder: Path, out: Path) -> None:
             figures[out / f"{name}.png"] = draw_curves(problem)
     for path, figure in figures.items():
         check_picture(path)
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        save_figure(figure, path, 150, bbox_inches="tight")
         print(path)

@@ -10,6 +10,7 @@ An episode depends on the seed, the checkpoint's step and its own number alone: 
 last evaluation. Another task has another start and goal; the policy still does what it was trained for.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -97,6 +98,10 @@ def play(args: Args) -> dict[str, Any]:
             check_picture(Path(path), kinds)
     task = resolve_name(name, args.task or config["dataset"]["task"])[1] if has_tasks else None
     make_env = env_maker(config, task)
+    if args.rollouts and name not in BANDITS:
+        with contextlib.closing(make_env()) as env:
+            if not env.has_wrapper_attr("maze_map"):
+                raise UserError(f"--rollouts: {name} is neither a maze nor a bandit.")
 
     agent_of, trained, state, step = load_members(args.run)
     chosen = parse_grid(type(trained), args.grid or ())
@@ -122,12 +127,11 @@ def play(args: Args) -> dict[str, Any]:
         who = " ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
         cli.say(f"{who}: {settings.eval_episodes} episodes, {_means(results, i)}")
     data = load_dataset(name).actions if name in BANDITS else None
-    if args.film and save_film(args.film, results["film"]):
+    if args.film and save_film(Path(args.film), results["film"]):
         cli.say(f"see     {args.film}")
     if args.rollouts:
         shown = {"env": name, "task": task} | ({"grid": [members(settings)[0]._asdict()]} if settings.grid else {})
-        if not draw_rollouts(args.rollouts, shown, make_env, results["paths"], data):
-            raise UserError(f"--rollouts: {name} is neither a maze nor a bandit.")
+        draw_rollouts(Path(args.rollouts), shown, make_env, results["paths"], data)
         cli.say(f"see     {args.rollouts}")
     if args.pictures:
         drawn = draw_run(Path(args.run), result, make_env, results, data, cli.say)

@@ -39,7 +39,7 @@ from common.cli import algorithm_name, one_line_errors
 from common.datasets import load_dataset
 from common.devices import keep_compiled_programs
 from common.environments import BANDITS
-from common.plots import COLORS, check_picture, draw_maze, pyplot
+from common.plots import COLORS, check_picture, draw_maze, pyplot, save_figure
 
 CHUNKS, EARLY = 20, 2  # training in so many parts; "early" is after the second
 NUM_ACTIONS = 1_000
@@ -86,7 +86,7 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
                 panel.set_xlabel(f"{step:,} updates")
             column[0].set_title(TITLES[name])
     figure.tight_layout()
-    figure.savefig(out, dpi=110)
+    save_figure(figure, out, 110)
     print(out)
 
 
@@ -126,7 +126,7 @@ def draw_values(runs: list[Path], out: Path) -> None:
         panel.set(title=f"{TITLES.get(name, name)}, {policy.step:,} updates", aspect="equal")
         env.close()
     figure.colorbar(drawn, ax=axes, label="Q of the data's actions, mean over critics", shrink=0.8)
-    figure.savefig(out, dpi=110)
+    save_figure(figure, out, 110)
     print(out)
 
 

@@ -91,6 +91,8 @@ def write_readme(path: Path, table: str) -> None:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8.") from None
     before, first, rest = text.partition(MARKERS[0])
     _, last, after = rest.partition(MARKERS[1])
     if not (first and last):

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from common import UserError, cli
 from common.checkpoints import write_atomically
-from common.plots import check_picture, pyplot
+from common.plots import check_picture, pyplot, save_figure
 from common.results import device_summary, git_commit, versions
 from common.seeds import over_seeds, seed_keys
 
@@ -107,8 +107,7 @@ def draw(found: dict[str, Any], title: str, path: Path) -> None:
     axes[2].yaxis.set_major_formatter("{x:,.0f}")
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    pyplot().close(figure)
+    save_figure(figure, path, 130)
 
 
 def main(argv: list[str]) -> None:

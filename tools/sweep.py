@@ -48,6 +48,15 @@ from sweep_table import Watch, status, table
 from common import UserError
 from common.cli import one_line_errors
 
+OWN_FLAGS = {
+    "env",
+    "task",
+    "seed",
+    "runs-dir",
+    "resume",
+    "progress",
+    "no-progress",
+}  # each job gets these from the sweep
 STARTS = 3  # of one job by one sweep, if signals end it: an out-of-memory kill would repeat for ever
 
 
@@ -61,6 +70,8 @@ def read_blocks(path: Path) -> list[dict]:
         blocks = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     keys = {"scripts", "envs", "tasks", "seeds", "settings"}
@@ -70,10 +81,14 @@ def read_blocks(path: Path) -> list[dict]:
         raise UserError(f"{path}: unknown key '{unknown}'; a block has {', '.join(sorted(keys))}.")
     if not all(isinstance(block.get("settings", {}), dict) for block in blocks):
         raise UserError(f"{path}: settings must be `flag: value` pairs.")
-    for flag, value in ((flag, value) for block in blocks for flag, value in block.get("settings", {}).items()):
-        if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{path}: {flag} must be a value or a list of values; several numbers in one: 256 256.")
+    for key, value in (pair for block in blocks for pair in (block | block.get("settings", {})).items()):
+        if key != "settings" and not all(isinstance(each, str) for each in _values(value)):
+            raise UserError(f"{path}: {key} must be a value or a list of values; several numbers in one: 256 256.")
     return blocks
+
+
+def _values(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
 
 
 def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
@@ -83,10 +98,14 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
         for key in ("scripts", "envs"):
             if not block.get(key):
                 raise UserError(f"a sweep needs {key}: --{key} on the command line, or in every block of the file.")
-        settings = block.get("settings", {})
+        settings = {name.lstrip("-").replace("_", "-"): value for name, value in block.get("settings", {}).items()}
+        for name in settings.keys() & OWN_FLAGS:
+            raise UserError(f"--{name} is no setting: a sweep has --tasks, --seeds, --envs and --runs-dir for that.")
+        given = {key: value for key, value in block.items() if key != "settings"} | settings
+        for key in (key for key, value in given.items() if not value or "" in _values(value)):
+            raise UserError(f"{key} has no value, or an empty one.")
         axes = [block["scripts"], block["envs"], block.get("tasks", [None]), block.get("seeds", ["0"])]
-        axes = [values if isinstance(values, list) else [values] for values in [*axes, *settings.values()]]
-        for script, env, task, seed, *values in itertools.product(*axes):
+        for script, env, task, seed, *values in itertools.product(*map(_values, [*axes, *settings.values()])):
             combinations.append((script, env, task, seed, dict(zip(settings, values))))
     flags = {flag for *_, settings in combinations for flag in settings}
     shown = {flag for flag in flags if len({settings.get(flag) for *_, settings in combinations}) > 1}
@@ -105,12 +124,16 @@ def _make_job(script: str, env: str, task: str | None, seed: str, settings: dict
         if value in ("true", "false"):
             flags.append(f"--{name}" if value == "true" else f"--no-{name}")
         else:
-            flags += [f"--{name}", *shlex.split(value)]
-    # The folder's name is how a job is found again: by all its arguments.
-    digest = hashlib.sha256(json.dumps([file.stem, *flags]).encode()).hexdigest()[:8]
+            try:
+                flags += [f"--{name}", *shlex.split(value)]
+            except ValueError as error:
+                raise UserError(f"{name}: {value}: {error}.") from None
+    # The folder's name is how a job is found again: by all its arguments, and where a script lies that is not ours.
+    which = file.stem if file.resolve().parent == ROOT else script
+    digest = hashlib.sha256(json.dumps([which, *flags]).encode()).hexdigest()[:8]
     label = f"{env}-task{task}" if task else env
     folder = runs_dir / f"{label}__{file.stem}__{seed}__{digest}".replace("/", "_").replace(":", "_")
-    words = [file.stem, env, *(["task", task] if task else []), "seed", seed]
+    words = [which, env, *(["task", task] if task else []), "seed", seed]
     title = " ".join(words + [f"{key}={value.rpartition('/')[2]}" for key, value in settings.items() if key in shown])
     return Job(title, folder, (sys.executable, str(file), *flags, "--runs-dir", str(folder), "--no-progress"))
 
@@ -276,6 +299,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for pair in args.set:
         if "=" not in pair:
             raise UserError(f"--set {pair} has no = (see tools/sweep.py --help)")
+    (flag, times), *_ = Counter(pair.partition("=")[0] for pair in args.set).most_common(1) or [("", 0)]
+    if times > 1:
+        raise UserError(f"--set {flag} is given twice; its values go into one: --set {flag}=1,3")
+    if args.status and args.retry:
+        raise UserError("--status changes nothing, so leave --retry out.")
     return args
 
 
@@ -285,7 +313,7 @@ def main(argv: list[str]) -> int:
     given = {key: value for key in ("scripts", "envs", "tasks", "seeds") if (value := getattr(args, key))}
     pairs = [pair.split("=", 1) for pair in args.set]
     # The comma of --set grid=alpha=1,3 is --grid's.
-    settings = {flag.lstrip("-"): [value] if "=" in value else value.split(",") for flag, value in pairs}
+    settings = {flag: [value] if "=" in value else value.split(",") for flag, value in pairs}
     blocks = [block | given for block in (read_blocks(args.file) if args.file else [{}])]
     blocks = [block | {"settings": block.get("settings", {}) | settings} for block in blocks]
     jobs = make_jobs(blocks, args.runs_dir)

@@ -137,7 +137,10 @@ def run_job(folder: Path, worker: int) -> int:
     if code < 0:
         reason = f"killed by signal {-code}"
     elif 0 < code <= 128:  # above: stopped as it was asked to
-        said = (folder / "stderr.txt").read_bytes()[began:].decode(errors="replace")
+        try:
+            said = (folder / "stderr.txt").read_bytes()[began:].decode(errors="replace")
+        except FileNotFoundError:  # somebody has deleted the job's folder; the sweep makes it again
+            return code
         lines = [line for line in said.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {code}"
     attempt |= {"exit": code, "reason": reason, "ended": time.time()}
