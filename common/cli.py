@@ -35,6 +35,7 @@ from common.arguments import (
 from common.devices import backend, host, keep_compiled_programs
 from common.environments import BANDITS, resolve_name
 from common.progress import say
+from common.signals import interrupts_remembered
 
 MAY_CHANGE_ON_RESUME = ("resume", "data_dir", "dataset", "eval_workers", "track", "capture_video", "progress", "steps")
 
@@ -43,7 +44,7 @@ MAY_CHANGE_ON_RESUME = ("resume", "data_dir", "dataset", "eval_workers", "track"
 
 def launch(main: Callable[[Any], Any], args_class: type[Args], presets: dict[str, dict]) -> None:
     """Parses the command line and runs `main(args)`. A UserError becomes one line on standard error and exit code 2."""
-    with one_line_errors(algorithm_name(args_class)):
+    with one_line_errors(algorithm_name(args_class)), interrupts_remembered():
         main(parse(args_class, presets, sys.argv[1:]))
 
 

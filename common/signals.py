@@ -11,6 +11,30 @@ from typing import Any
 NUMBERS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
+_remembered: list[int] = []
+
+
+@contextlib.contextmanager
+def interrupts_remembered() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as ever. Python drops that inside a weakref's callback, of which JAX has many:
+    then the next `Signals` knows of it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        _remembered.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _remembered.clear()
+
+
 class Signals:
     """What the first of these signals asks for: `number` is None before it. The second one ends the process at once.
     One that is ignored, as SIGHUP by nohup, stays so.
@@ -19,17 +43,17 @@ class Signals:
     """
 
     def __init__(self):
-        self.number: int | None = None
+        self.number: int | None = _remembered.pop() if _remembered else None
         self.handlers: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return
         read, write = os.pipe()
         os.set_blocking(write, False)
-        for number in NUMBERS:
-            if signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self.handlers[number] = signal.signal(number, lambda *_: None)
+        # The pipe first: a signal that finds the new handler without it would be lost.
         self.pipe, self.before = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in NUMBERS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.handlers[number] = signal.signal(number, lambda *_: None)
         threading.Thread(target=self._answer, args=(read,), daemon=True).start()
 
     def _answer(self, pipe: int) -> None:

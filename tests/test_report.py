@@ -390,7 +390,7 @@ def test_a_full_disk_keeps_the_report_that_was_there(tmp_path, monkeypatch):
     make_run(tmp_path / "runs")
     (tmp_path / "table.md").write_text("the old one")
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="cannot write .*table.md: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*table\.md: No space left on device"):
         report.main([str(tmp_path / "runs"), "-o", str(tmp_path / "table.md")])
     assert (tmp_path / "table.md").read_text() == "the old one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "table.md"]
@@ -399,7 +399,7 @@ def test_a_full_disk_keeps_the_report_that_was_there(tmp_path, monkeypatch):
 def test_a_readme_that_is_not_text_is_one_clear_line(tmp_path):
     make_run(tmp_path / "runs")
     (tmp_path / "latin.md").write_bytes("d\u00e4ta".encode("latin-1"))
-    with pytest.raises(UserError, match="latin.md is not text in UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.md is not text in UTF-8"):
         report.main([str(tmp_path / "runs"), "--readme", str(tmp_path / "latin.md")])
 
 

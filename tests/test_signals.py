@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from helpers import ROOT, alive, assert_same_run, children_of, launch, maze_flags, start, tiny_flags, wait_for
 
 import driftql
-from common import checkpoints
+from common import checkpoints, cli
 from common.signals import Signals, signals_end_the_process
 
 # A run whose one dispatch takes minutes.
@@ -43,6 +44,33 @@ def test_two_runs_after_each_other_each_have_their_signals():
         signal.raise_signal(signal.SIGINT)
         wait_for(lambda: signals.number == signal.SIGINT, seconds=5)  # noqa: B023
         signals.close()
+
+
+def test_an_interrupt_that_python_drops_is_remembered(monkeypatch, tmp_path, capsys):
+    """In a weakref's callback, while the data are loaded: the run is not begun."""
+    real = driftql.load_dataset
+
+    class Anything:
+        pass
+
+    def load(*given):
+        anything = Anything()
+        reference = weakref.ref(anything, lambda _: signal.raise_signal(signal.SIGINT))
+        del anything
+        assert reference() is None  # and here we are, though Ctrl-C was pressed
+        return real(*given)
+
+    monkeypatch.setattr(driftql, "load_dataset", load)
+    monkeypatch.setattr(sys, "argv", ["driftql.py", *tiny_flags(driftql), "--runs-dir", str(tmp_path)])
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.launch(driftql.main, driftql.Args, driftql.PRESETS)
+    assert stopped.value.code == 130
+    assert "stopped before anything was done" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    (after := Signals()).close()
+    assert after.number is None
 
 
 def test_outside_of_the_main_thread_nothing_is_touched():
