@@ -48,15 +48,7 @@ from sweep_table import Watch, status, table
 from common import UserError
 from common.cli import one_line_errors
 
-OWN_FLAGS = {
-    "env",
-    "task",
-    "seed",
-    "runs-dir",
-    "resume",
-    "progress",
-    "no-progress",
-}  # each job gets these from the sweep
+OWN_FLAGS = {"env", "task", "seed", "runs-dir", "resume", "progress", "no-progress"}  # which each job gets
 STARTS = 3  # of one job by one sweep, if signals end it: an out-of-memory kill would repeat for ever
 
 
@@ -100,7 +92,7 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
                 raise UserError(f"a sweep needs {key}: --{key} on the command line, or in every block of the file.")
         settings = {name.lstrip("-").replace("_", "-"): value for name, value in block.get("settings", {}).items()}
         for name in settings.keys() & OWN_FLAGS:
-            raise UserError(f"--{name} is no setting: a sweep has --tasks, --seeds, --envs and --runs-dir for that.")
+            raise UserError(f"--{name} is no setting: each job gets its own, from the sweep's envs, tasks and seeds.")
         given = {key: value for key, value in block.items() if key != "settings"} | settings
         for key in (key for key, value in given.items() if not value or "" in _values(value)):
             raise UserError(f"{key} has no value, or an empty one.")
@@ -299,9 +291,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for pair in args.set:
         if "=" not in pair:
             raise UserError(f"--set {pair} has no = (see tools/sweep.py --help)")
-    (flag, times), *_ = Counter(pair.partition("=")[0] for pair in args.set).most_common(1) or [("", 0)]
-    if times > 1:
-        raise UserError(f"--set {flag} is given twice; its values go into one: --set {flag}=1,3")
+    flags = [pair.partition("=")[0] for pair in args.set]
+    if twice := [flag for flag in flags if flags.count(flag) > 1]:
+        raise UserError(f"--set {twice[0]} is given twice; its values go into one: --set {twice[0]}=1,3")
     if args.status and args.retry:
         raise UserError("--status changes nothing, so leave --retry out.")
     return args
