@@ -175,7 +175,8 @@ def read_hdf5(path: Path, steps: int) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path) as file:
             held = ", ".join(file) or "nothing"
-            arrays = {name: file[name][()] for name in names if isinstance(file.get(name), h5py.Dataset)}
+            there = {name: file[name] for name in names if isinstance(file.get(name), h5py.Dataset)}
+            arrays = {name: x[()] for name, x in there.items() if x.shape is not None}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, RuntimeError, MemoryError):
@@ -184,6 +185,9 @@ def read_hdf5(path: Path, steps: int) -> dict[str, np.ndarray]:
         raise UserError(f"{path} has no '{missing[0]}'; it holds {held}.")
     arrays = checked_numbers(path, arrays)
     columns = {name: x[:, 0] if x.shape[1:] == (1,) and name in names[2:] else x for name, x in arrays.items()}
+    for name in names[2:]:
+        if name in columns and columns[name].ndim != 1:
+            raise UserError(f"{path}: '{name}' has shape {columns[name].shape}, one number per row is needed.")
     terminals, timeouts = columns.pop("terminals"), columns.pop("timeouts", None)
     dropped = _counted_timeouts(terminals, steps) if timeouts is None else timeouts != 0
     rows = np.flatnonzero(~dropped[:-1]).astype(np.int32)

@@ -50,6 +50,8 @@ def combinations(args: Any) -> list[dict[str, float]]:
     UserError if a name or value cannot be in a grid, or is there twice."""
     axes = parse_grid(type(args), args.grid or ())
     found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    if axes:
+        single(args, {}).check()  # what is wrong without a grid is not its fault
     for values in found if axes else []:
         try:
             single(args, values).check()

@@ -40,8 +40,6 @@ def draw_run(
                 drawn.append(directory / name)
         except Exception as error:  # a full disk, no matplotlib, a renderer: all the same here
             say(f"no {name}: {error}")
-            with contextlib.suppress(OSError):
-                (directory / name).unlink(missing_ok=True)
     return drawn
 
 
@@ -137,8 +135,8 @@ def save_film(path: Path, film: list[np.ndarray] | None) -> bool:
         return False
     import imageio.v3  # comes with ogbench, and only films need it
 
-    with _whole(path):
-        imageio.v3.imwrite(path, np.stack(film), duration=40, loop=0)
+    with _whole(path) as temporary:
+        imageio.v3.imwrite(temporary, np.stack(film), duration=40, loop=0)
     return True
 
 
@@ -169,19 +167,23 @@ def check_picture(path: Path, kinds: Sequence[str] | None = None) -> None:
 
 
 def save_figure(figure: Any, path: Path, dpi: int, **options) -> None:
-    """Writes a picture. Raises UserError if that fails, and leaves no part of it."""
+    """Writes a picture. Raises UserError if that fails, and leaves the one that was there."""
     try:
-        with _whole(path):
-            figure.savefig(path, dpi=dpi, **options)
+        with _whole(path) as temporary:
+            figure.savefig(temporary, dpi=dpi, **options)
     finally:
         pyplot().close(figure)
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _whole(path: Path) -> Iterator[Path]:
+    """A name for the file until it is whole."""
+    temporary = path.with_name(f".new-{path.name}")
     try:
-        yield
+        yield temporary
+        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

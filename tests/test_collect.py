@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -363,21 +364,24 @@ def test_an_interrupted_collection_leaves_no_file_and_no_process(tmp_path, numbe
     assert collect.collect(NAME, tmp_path, episodes=1).exists()  # the lock is free
 
 
-def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    """Ctrl-C after four of nine episodes; three of them in a file of their own each, of which one is damaged."""
+@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch, capsys, number, error):
+    """Stopped after four of nine episodes; three of them in a file of their own each, of which one is damaged."""
     whole = collect.collect(NAME, tmp_path / "whole", episodes=8, workers=1)
     receive, played = collect.receive, []
 
     def interrupted(pipe):
         if len(played) == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
+            time.sleep(10)
         monkeypatch.setattr(collect, "KEEP_EVERY", 0.0 if len(played) < 3 else 1e9)
         played.append(message := receive(pipe))
         return message
 
     monkeypatch.setattr(collect, "receive", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         collect.collect(NAME, tmp_path, episodes=8, workers=1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert "4 of 9 episodes are kept; the same command goes on" in capsys.readouterr().out
     files = sorted((tmp_path / f".{whole.stem}.episodes").glob("*.npz"))
     assert len(files) == 4

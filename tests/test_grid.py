@@ -259,6 +259,11 @@ def test_what_cannot_be_in_a_grid_is_one_line(words, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_grid_is_not_blamed_for_the_other_arguments():
+    with pytest.raises(UserError, match=r"^--batch-size 7"):
+        idql.args_for("bandit", grid=("expectile=0.5,0.9",), batch_size=7).check()
+
+
 def test_a_mistake_in_a_grid_leaves_nothing(fails):
     """Nor does one that only shows with a value of the second name."""
     assert "tools/sweep.py" in fails(driftql, "--env", "bandit", "--grid", "num-candidates=4,8")

@@ -107,14 +107,15 @@ def test_what_cannot_be_drawn_is_a_line(tmp_path, monkeypatch):
 
     said = []
     rollouts = {"paths": [np.zeros((2, 2))], "film": None}
+    (tmp_path / "curve.png").write_text("the old one")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     assert plots.draw_run(tmp_path, result("bandit"), Bandit, rollouts, None, said.append) == []
     names = ("curve.png", "rollouts.png")
     assert said == [f"no {name}: cannot write {tmp_path / name}: No space left on device." for name in names]
-    assert not list(tmp_path.iterdir())
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the old one"]
     with pytest.raises(UserError, match=f"cannot write {tmp_path / 'a.png'}: No space left on device"):
         plots.draw_curve(tmp_path / "a.png", "title", result("bandit"))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match="pictures need matplotlib"):
         plots.pyplot()

@@ -77,7 +77,7 @@ def test_bench_prints_a_row_per_script(tmp_path):
     assert re.search(r"drol: 2 seeds side by side train \d+\.\d\d times as fast as one after the other", output)
 
 
-def test_bench_says_what_the_authors_code_lacks(monkeypatch, tmp_path):
+def test_bench_says_what_the_authors_code_lacks(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "path", [*sys.path])
     dataset, args = bench.random_dataset(3, 2, size=100), tiny_args(fql)
     assert bench.make_authors(tmp_path, "fql", args, dataset, 1) is None
@@ -85,9 +85,25 @@ def test_bench_says_what_the_authors_code_lacks(monkeypatch, tmp_path):
     (tmp_path / "agents" / "fql.py").write_text("import no_such_package")
     with pytest.raises(UserError, match="'no_such_package'; install what its requirements"):
         bench.make_authors(tmp_path, "fql", args, dataset, 1)
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "fql", "--authors", str(tmp_path / "nowhere")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2 and "nowhere has no folder agents/" in result.stderr
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "datasets.py").write_text("")
+    for text, message in (
+        ("no class", "SyntaxError"),
+        ("def get_config():\n    return {}", "no class with a method `create`"),
+    ):
+        (tmp_path / "agents" / "fql.py").write_text(text)
+        with pytest.raises(UserError, match=message):
+            bench.make_authors(tmp_path, "fql", args, dataset, 1)
+    for flags, message in (
+        (["--authors", tmp_path / "nowhere"], "nowhere has no folder agents/"),
+        (["--seconds", "nan"], "must be positive"),
+        (["--json", tmp_path / "nowhere" / "a.json"], "there is no folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "fql", *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            bench.main()
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
 def test_scaling_measures_and_draws_three_pictures(monkeypatch, tmp_path):

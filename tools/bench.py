@@ -24,6 +24,7 @@ import functools
 import importlib
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -37,8 +38,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from shared import ROOT, check_folder
 
 from common import UserError, cli
 from common.buffers import ReplayBuffer, make_buffer, sample
@@ -48,7 +48,6 @@ from common.results import device_summary, git_commit, versions
 from common.seeds import compile_over_seeds, place, seed_keys
 from common.transitions import Dataset
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "def make_agent(" in path.read_text(encoding="utf-8"))
 MATMUL = 2048  # rows and columns of the product that measures the ceiling
 THEIR_NAMES = {  # what decides the cost of an update: our argument -> its names in the authors' configurations
@@ -157,13 +156,17 @@ def make_authors(folder: Path, name: str, args: Any, dataset: Dataset, num_updat
         module, datasets = (importlib.import_module(x) for x in (f"agents.{name}", "utils.datasets"))
     except ImportError as error:
         raise UserError(f"--authors {folder}: {error}; install what its requirements.txt names.") from None
+    except Exception as error:  # whatever stands in their files
+        raise UserError(f"--authors {folder}: agents/{name}.py: {type(error).__name__}: {error}") from None
     config = module.get_config()
     for ours, theirs in THEIR_NAMES.items():
         for key in theirs:
             if key in config and getattr(args, ours, None) is not None:
                 config[key] = getattr(args, ours)
     is_agent = (x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__)
-    agent_class: Any = next(x for x in is_agent if hasattr(x, "create"))
+    agent_class: Any = next((x for x in is_agent if hasattr(x, "create")), None)
+    if agent_class is None:
+        raise UserError(f"--authors {folder}: agents/{name}.py has no class with a method `create`.")
     terminals = np.zeros(len(dataset.rows), np.float32)
     terminals[-1] = 1
     data = datasets.Dataset.create(**on_host(dataset), terminals=terminals)
@@ -376,11 +379,15 @@ def main() -> None:
         for name in names:
             if name not in SCRIPTS:
                 raise UserError(f"no script '{name}'; there are {', '.join(SCRIPTS)}.")
-        if min(*known.dims, known.rounds, known.seconds) <= 0:
+        if not (min(*known.dims, known.rounds) > 0 and 0 < known.seconds < math.inf):
             raise UserError("--dims, --rounds and --seconds must be positive.")
+        check_folder(known.json)
         authors = known.authors and known.authors.expanduser().resolve()
         if authors and not (authors / "agents").is_dir():
             raise UserError(f"--authors {authors} has no folder agents/: clone the authors' repository there.")
+        for name in names if authors else []:
+            if not (authors / "agents" / f"{name}.py").exists():
+                print(f"NOTE    --authors {authors} has no agents/{name}.py", file=sys.stderr)
         settings = (tuple(known.dims), known.rounds, known.seconds, authors, rest)
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
             rows = [measure(name, *settings) for name in names or SCRIPTS]

@@ -135,6 +135,8 @@ def play(args: Args) -> dict[str, Any]:
         cli.say(f"see     {args.rollouts}")
     if args.pictures:
         drawn = draw_run(Path(args.run), result, make_env, results, data, cli.say)
+        if not drawn:
+            raise UserError(f"{args.run}: nothing could be drawn.")
         cli.say(f"see     {', '.join(str(path) for path in drawn)}")
     return results
 

@@ -26,7 +26,7 @@ import jax
 from bench import SCRIPTS, buffer_shapes, make_scan, random_dataset, seconds_per_call
 from curves import style
 from read_runs import TITLES
-from shared import Parser
+from shared import Parser, check_folder
 from tqdm import tqdm
 
 from common import UserError, cli
@@ -124,6 +124,7 @@ def main(argv: list[str]) -> None:
     if min(*known.dims, known.rounds, known.updates) <= 0:
         raise UserError("--dims, --rounds and --updates must be positive.")
     check_picture(known.out)
+    check_folder(known.json)
     with contextlib.redirect_stdout(sys.stderr):
         found = measure(names or SCRIPTS, tuple(known.dims), known.rounds, known.updates, rest)
     draw(found, f"{device_summary()}; {' '.join(rest) or 'the presets'}", known.out)

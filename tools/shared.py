@@ -51,6 +51,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2))
 
 
+def check_folder(path: Path | None) -> None:
+    """Raises UserError if the file cannot be made there, which is better known before a long work than after."""
+    if path and not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}.")
+
+
 def last_step(run: Path) -> int:
     """Gradient steps in the run's log, from its last whole line; 0 if there is none."""
     try:

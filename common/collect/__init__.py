@@ -33,6 +33,7 @@ from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seed
 from common.environments import PHYSICS
 from common.locks import alone
 from common.progress import ProgressBar, say
+from common.signals import termination_raises
 from common.transitions import sha256
 from common.workers import Workers, receive, send, usable_cores
 
@@ -62,7 +63,7 @@ def collect(
         raise UserError("the numbers of episodes and workers must be positive, the seed 0 or more.")
     if not 0 <= p_random_action <= 1:
         raise UserError(f"--p-random-action {p_random_action} must lie between 0 and 1.")
-    noise = f"-random{p_random_action:g}" if p_random_action else ""
+    noise = f"-random{p_random_action}" if p_random_action else ""
     path = folder / f"{name}-{episodes}-episodes-seed{seed}{noise}.npz"
     with _collecting_alone(path):
         if path.exists():
@@ -149,7 +150,8 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, kept):
     began = written = time.monotonic()
     bar = ProgressBar(f"collect {name}", total, "episode", initial=found)
     try:
-        with Workers(_work, [(name, seed, p_random_action)] * min(num_workers, len(missing))) as workers, bar:
+        players = [(name, seed, p_random_action)] * min(num_workers, len(missing))
+        with termination_raises(), Workers(_work, players) as workers, bar:
             for pipe in workers.pipes:
                 send(pipe, next(waiting))
             busy = set(workers.pipes)
