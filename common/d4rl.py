@@ -185,7 +185,7 @@ def read_hdf5(path: Path, steps: int) -> dict[str, np.ndarray]:
         raise UserError(f"{path} has no '{missing[0]}'; it holds {held}.")
     arrays = checked_numbers(path, arrays)
     columns = {name: x[:, 0] if x.shape[1:] == (1,) and name in names[2:] else x for name, x in arrays.items()}
-    for name in names[2:]:
+    for name in names[3:]:  # check_arrays sees the others
         if name in columns and columns[name].ndim != 1:
             raise UserError(f"{path}: '{name}' has shape {columns[name].shape}, one number per row is needed.")
     terminals, timeouts = columns.pop("terminals"), columns.pop("timeouts", None)

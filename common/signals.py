@@ -11,8 +11,7 @@ from typing import Any
 # Ctrl-C, a batch system's request, a connection or terminal that has gone (not on Windows).
 NUMBERS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
-
-_remembered: list[int] = []
+_remembered: list[int] = []  # interrupts that Python may have dropped
 
 
 @contextlib.contextmanager
