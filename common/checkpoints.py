@@ -1,10 +1,8 @@
 """A state to a file and back, exactly; a trained policy from a run directory."""
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,25 +13,11 @@ import numpy as np
 
 from common import UserError
 from common.cli import Args, args_of, read_config
+from common.files import write_atomically
 from common.grid import Member, combination_name, members, single
 from common.seeds import over_grid
 
 FILE = "checkpoint.msgpack"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All or nothing: written to a temporary name, flushed to the disk, renamed. Raises UserError if that fails."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def save(directory: Path, state: Any, progress: dict[str, Any]) -> None:

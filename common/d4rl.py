@@ -23,7 +23,7 @@ from tqdm import tqdm
 from common import UserError
 from common.d4rl_environments import make_env, minari_maze, require
 from common.environments import OGBENCH_NAMES
-from common.locks import alone
+from common.files import alone
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
 
 

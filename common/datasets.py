@@ -22,7 +22,7 @@ from common import UserError, d4rl
 from common.collect import CACHE_DIR, collect, read_record
 from common.collect.procedures import procedure
 from common.environments import BANDITS, PHYSICS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
-from common.locks import alone
+from common.files import alone
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
 
 

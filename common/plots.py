@@ -1,8 +1,7 @@
 """The pictures of a run. Plots need matplotlib (extra `plot`); what cannot be drawn is a line that says why."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from common import UserError
 from common.environments import BANDITS
+from common.files import replacing
 from common.grid import combination_name, results_by_combination
 
 COLORS = {"wall": "0.75", "data": "0.6", "policy": "#0072b2", "goal": "#d55e00"}
@@ -135,7 +135,7 @@ def save_film(path: Path, film: list[np.ndarray] | None) -> bool:
         return False
     import imageio.v3  # comes with ogbench, and only films need it
 
-    with _whole(path) as temporary:
+    with replacing(path) as temporary:
         imageio.v3.imwrite(temporary, np.stack(film), duration=40, loop=0)
     return True
 
@@ -169,21 +169,7 @@ def check_picture(path: Path, kinds: Sequence[str] | None = None) -> None:
 def save_figure(figure: Any, path: Path, dpi: int, **options) -> None:
     """Writes a picture. Raises UserError if that fails, and leaves the one that was there."""
     try:
-        with _whole(path) as temporary:
+        with replacing(path) as temporary:
             figure.savefig(temporary, dpi=dpi, **options)
     finally:
         pyplot().close(figure)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name for the file until it is whole."""
-    temporary = path.with_name(f".new-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

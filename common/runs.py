@@ -32,10 +32,9 @@ import numpy as np
 
 from common import UserError, checkpoints, cli, d4rl
 from common.arguments import absolute_paths
-from common.checkpoints import write_atomically
 from common.cli import Args
+from common.files import lock, remove_parts, write_json
 from common.grid import combination_name, member_names, members
-from common.locks import lock
 from common.plots import draw_run
 from common.progress import ProgressBar, say
 from common.results import by_combination, circumstances, make_result, score_lines
@@ -83,6 +82,7 @@ class Run:
             self.directory = Path(args.resume) if args.resume else make_directory(args, dataset)
             if not lock(self.directory, files):
                 raise UserError(f"{self.directory}: another process is working on this run.")
+            remove_parts(self.directory)
             self.done, self.content = self._open_old() if args.resume else (Progress(), None)
             self.saved_step, self.began = self.done.step, time.monotonic()
             self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
@@ -181,7 +181,7 @@ class Run:
             say(f"NOTE    --steps {before['steps']:,} -> {steps:,}; a decay over --steps changes too")
             (self.directory / "result.json").unlink(missing_ok=True)
         if after != before:
-            write_atomically(self.directory / "config.json", json.dumps(config | {"args": after}, indent=2).encode())
+            write_json(self.directory / "config.json", config | {"args": after})
 
     def log(self, metrics: dict[str, np.ndarray], seconds: float) -> None:
         """Counts and logs one interval. metrics: name -> (members,) means over it; seconds that it took.
@@ -294,7 +294,7 @@ class Run:
             "updates_per_second": self.done.updates_per_second,
             "wall_seconds": self._wall_seconds(),
         }
-        write_atomically(self.directory / "result.json", json.dumps(result, indent=2).encode())
+        write_json(self.directory / "result.json", result)
         say("\n".join(score_lines(result)))
         data = self.dataset.actions if self.dataset.source == "builtin" else None
         drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data, say)
@@ -326,7 +326,7 @@ def make_directory(args: Args, dataset: Dataset) -> Path:
         except OSError as error:
             raise UserError(f"cannot make a run directory in {args.runs_dir}: {error.strerror}.") from None
     try:
-        write_atomically(directory / "config.json", json.dumps(config, indent=2).encode())
+        write_json(directory / "config.json", config)
     except UserError:
         directory.rmdir()
         raise

@@ -111,9 +111,9 @@ def test_each_file_says_what_it_is():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-@pytest.mark.parametrize("name", ["workers", "transitions", "environments", "collect.procedures", "collect"])
+@pytest.mark.parametrize("name", ["workers", "transitions", "environments", "files", "collect.procedures", "collect"])
 def test_workers_do_not_pay_for_jax(name):
-    """Nor does what the workers import: seconds and hundreds of megabytes per process."""
+    """Nor does what the workers and the processes beside a sweep's jobs import: seconds, hundreds of megabytes each."""
     seen, waiting = set(), [f"common.{name}"]
     while waiting:
         module = waiting.pop()

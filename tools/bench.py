@@ -23,7 +23,6 @@ import contextlib
 import functools
 import importlib
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -42,8 +41,8 @@ from shared import ROOT, check_folder
 
 from common import UserError, cli
 from common.buffers import ReplayBuffer, make_buffer, sample
-from common.checkpoints import write_atomically
 from common.critics import Critic
+from common.files import write_json
 from common.results import device_summary, git_commit, versions
 from common.seeds import compile_over_seeds, place, seed_keys
 from common.transitions import Dataset
@@ -395,7 +394,7 @@ def main() -> None:
         if known.json:
             about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
             about |= {"command": ["tools/bench.py", *sys.argv[1:]], "rows": rows}
-            write_atomically(known.json, json.dumps(about, indent=2).encode())
+            write_json(known.json, about)
 
 
 if __name__ == "__main__":

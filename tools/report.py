@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from page import page
 from read_runs import Group, iqm_interval, mean_interval, read_runs
-from shared import Parser, read_json, write_json, write_text
+from shared import Parser, read_json
 from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers, updates
 
 from common import UserError
 from common.cli import one_line_errors
+from common.files import write_atomically, write_json
 
 CSV_COLUMNS = """env task algo data official_data settings reduced metric seeds mean ci95_low ci95_high iqm scores
 updates updates_per_second wall_seconds device paper_mean paper_std paper_seeds paper_steps paper_source runs"""
@@ -97,14 +98,7 @@ def write_readme(path: Path, table: str) -> None:
     _, last, after = rest.partition(MARKERS[1])
     if not (first and last):
         raise UserError(f"{path} needs the lines {MARKERS[0]} and {MARKERS[1]}, between which the table goes.")
-    _write(path, f"{before}{first}\n\n{table}\n{last}{after}")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
+    write_atomically(path, f"{before}{first}\n\n{table}\n{last}{after}")
 
 
 def save(groups: list[Group], folder: Path) -> None:
@@ -162,7 +156,7 @@ def main(argv: list[str]) -> None:
         else:
             is_page = path.suffix == ".html"
             text.write(page(groups, left_out, papers, args.runs) if is_page else markdown(groups, papers))
-        _write(path, text.getvalue())
+        write_atomically(path, text.getvalue())
         print(path)
     if args.readme:
         write_readme(args.readme, readme_text(groups, papers))

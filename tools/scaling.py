@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import importlib
 import itertools
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ from shared import Parser, check_folder
 from tqdm import tqdm
 
 from common import UserError, cli
-from common.checkpoints import write_atomically
+from common.files import write_json
 from common.plots import check_picture, pyplot, save_figure
 from common.results import device_summary, git_commit, versions
 from common.seeds import over_seeds, seed_keys
@@ -131,7 +130,7 @@ def main(argv: list[str]) -> None:
     if known.json:
         about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
         about |= {"command": ["tools/scaling.py", *argv], "scripts": found}
-        write_atomically(known.json, json.dumps(about, indent=2).encode())
+        write_json(known.json, about)
     print(known.out)
 
 

@@ -34,23 +34,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def write_text(path: Path, text: str) -> None:
-    """All or nothing: a kill leaves the old file or the new one."""
-    # common.checkpoints.write_atomically would bring JAX into the process that waits beside each job of a sweep.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """The same for an object."""
-    write_text(path, json.dumps(content, indent=2))
-
-
 def check_folder(path: Path | None) -> None:
     """Raises UserError if the file cannot be made there, which is better known before a long work than after."""
     if path and not path.parent.is_dir():

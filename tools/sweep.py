@@ -41,12 +41,13 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from shared import ROOT, Parser, write_json
+from shared import ROOT, Parser
 from sweep_job import Job, look, read_job, slurm_id, stop
 from sweep_table import Watch, status, table
 
 from common import UserError
 from common.cli import one_line_errors
+from common.files import write_json
 
 OWN_FLAGS = {"env", "task", "seed", "runs-dir", "resume", "progress", "no-progress"}  # which each job gets
 STARTS = 3  # of one job by one sweep, if signals end it: an out-of-memory kill would repeat for ever

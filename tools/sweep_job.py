@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared import last_step, read_json, write_json
+from shared import last_step, read_json
+
+from common.files import write_json
 
 
 class Job(NamedTuple):

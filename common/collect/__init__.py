@@ -31,7 +31,7 @@ from common import UserError
 from common.collect import procedures
 from common.collect.procedures import ANT_EXPERT, make_episode_player, play_seeded, procedure
 from common.environments import PHYSICS
-from common.locks import alone
+from common.files import alone
 from common.progress import ProgressBar, say
 from common.signals import termination_raises
 from common.transitions import sha256

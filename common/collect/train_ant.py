@@ -13,7 +13,6 @@ have LayerNorm (they are those of the scripts), and an episode never terminates,
 ant has to get up again.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from common.critics import MLP, Critic
+from common.files import replacing
 
 
 @dataclass(frozen=True)
@@ -158,16 +158,15 @@ def is_upside_down(env: Any) -> bool:
 
 
 def save(path: Path, actor_params: dict, action_dim: int) -> None:
-    """To another name first, so that the file is whole at any time."""
+    """The file is whole at any time. Raises UserError if it cannot be written."""
     layers = {name: {k: np.asarray(x) for k, x in layer.items()} for name, layer in actor_params["params"].items()}
     *_, last = sorted(layers)
     head, number = layers.pop(last), int(last.removeprefix("Dense_"))
     layers[f"Dense_{number}"] = {k: x[..., :action_dim] for k, x in head.items()}
     layers[f"Dense_{number + 1}"] = {k: x[..., action_dim:] for k, x in head.items()}
-    temporary = path.with_name(path.name + ".tmp.npz")
     arrays: dict[str, Any] = {f"{name}/{k}": x for name, layer in layers.items() for k, x in layer.items()}
-    np.savez(temporary, **arrays)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def main(args: Args) -> None:
