@@ -7,8 +7,8 @@
 The policy is one network, a = clip(f(s, noise)): one forward pass, no diffusion steps, no distillation. It is trained
   1. to match the behaviour policy. For each state, N candidate actions are drawn from f. A drift field pulls each of
      them to the dataset's action and pushes it away from its nearest fellow candidates. Each candidate regresses onto
-     the point where the field would carry it. When candidates and data have the same distribution, both forces cancel
-     on average and the drift stops;
+     the point where the field would carry it. On average over the data the pull is towards the mean action; how wide
+     the candidates spread around it is decided by the reach of the repulsion (`temperature`) and by the noise;
   2. to have a high Q. A plain deterministic policy gradient through the one pass, -mean Q(s, f(s, noise)).
 `alpha` weighs the first against the second. The critic is a pair of Q networks with TD targets.
 
@@ -113,7 +113,7 @@ def drift_field(
     # No self-repulsion. A large finite number, because with one candidate -inf would make the softmax NaN.
     logits = jnp.where(jnp.eye(n, dtype=bool), -1e30, logits)
     weights = jax.nn.softmax(logits, axis=-1)  # (N, N)
-    repulsion = jnp.einsum("ik,ika->ia", weights, difference)
+    repulsion = jnp.einsum("ik,ika->ia", weights, difference)  # towards the neighbours, hence the minus
     return attraction - repulsion, attraction, repulsion
 
 
@@ -159,7 +159,7 @@ class TrainState(NamedTuple):
 
 class Agent(NamedTuple):
     init: Callable  # (key) -> state
-    update: Callable  # (state, batch) -> (state, metrics), one gradient step
+    update: Callable  # (state, batch) -> (state, metrics: name -> scalar), one gradient step
     act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
     losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 

@@ -84,19 +84,21 @@ class Args(EvaluationArgs, DataArgs, RunArgs):
     """What every script takes; each adds the arguments of its algorithm."""
 
     def check(self) -> None:
-        """Raises UserError for what no run can use: counts must be positive, other numbers finite and not negative,
-        discounts and target rates at most 1, intervals multiples of --log-every."""
+        """Raises UserError for what no run can use: counts must be positive, other numbers finite and not negative
+        (unless the default is 0, or negative, too), discounts and target rates at most 1, intervals multiples of
+        --log-every."""
         if self.track and importlib.util.find_spec("wandb") is None:
             raise UserError("--track needs Weights & Biases: uv pip install -e '.[track]'")
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), flag_of(field.name)
+            usual = field.default if isinstance(field.default, int | float) else 1
             if value == ():
                 raise UserError(f"{flag} needs at least one value.")
             for number in value if isinstance(value, tuple) else [value]:
-                if isinstance(number, int) and not isinstance(number, bool) and number < (field.name != "seed"):
-                    raise UserError(f"{flag} {number} must be {'0 or more' if field.name == 'seed' else 'positive'}.")
-                if isinstance(number, float) and not (math.isfinite(number) and number >= 0):
-                    raise UserError(f"{flag} {number} must be a finite number, 0 or more.")
+                if type(number) is int and usual >= 0 and number < min(usual, 1):
+                    raise UserError(f"{flag} {number} must be {'positive' if usual else '0 or more'}.")
+                if isinstance(number, float) and not (math.isfinite(number) and (usual < 0 or number >= 0)):
+                    raise UserError(f"{flag} {number} must be a finite number{', 0 or more' * (usual >= 0)}.")
             if (field.name == "discount" or field.name.endswith("target_rate")) and value > 1:
                 raise UserError(f"{flag} {value} must lie between 0 and 1.")
         if self.seed + self.num_seeds > 2**32:
@@ -133,16 +135,19 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def plain(args: A) -> A:
-    """NumPy's numbers, lists and paths, which Python code may give, as a command line would have given them."""
+    """NumPy's numbers, lists and paths, and 3 for 3.0, which Python code may give, as a command line would have given
+    them."""
 
-    def simple(value):
+    def simple(value, hint):
         if isinstance(value, list | tuple):
-            return tuple(map(simple, value))
+            return tuple(simple(x, None) for x in value)
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        return value.item() if getattr(value, "shape", None) == () else value
+        value = value.item() if getattr(value, "shape", None) == () else value
+        return float(value) if type(value) is int and float in (hint, *typing.get_args(hint)) else value
 
-    values = {field.name: simple(getattr(args, field.name)) for field in dataclasses.fields(args)}
+    hints = typing.get_type_hints(type(args))
+    values = {field.name: simple(getattr(args, field.name), hints[field.name]) for field in dataclasses.fields(args)}
     folders = {name: os.path.expanduser(values[name]) for name in ("runs_dir", "resume") if values[name]}
     return dataclasses.replace(args, **values | folders)
 
@@ -154,8 +159,11 @@ def absolute_paths(args: Args) -> dict[str, str]:
 
 
 def algorithm_name(args_class: type) -> str:
-    """driftql for the arguments of driftql.py."""
-    return Path(inspect.getfile(args_class)).stem
+    """driftql for the arguments of driftql.py. Raises UserError if they do not stand in a file."""
+    try:
+        return Path(inspect.getfile(args_class)).stem
+    except (OSError, TypeError):  # a notebook's cell, the interpreter's prompt
+        raise UserError("Args and make_agent must stand in a file, by which a run finds them again.") from None
 
 
 def flag_of(field: str) -> str:

@@ -103,6 +103,8 @@ def load_members(directory: str | Path) -> tuple[Callable, Args, Any, int]:
         script = importlib.import_module(config["algo"])
     except ModuleNotFoundError:
         raise UserError(f"{directory} was made by {config['algo']}.py, which cannot be imported from here.") from None
+    if not (hasattr(script, "Args") and hasattr(script, "make_agent")):
+        raise UserError(f"{directory} was made by {config['algo']}.py, which has no Args and make_agent of its own.")
 
     def agent_of(args):
         return script.make_agent(args, config["dataset"]["observation_dim"], config["dataset"]["action_dim"])

@@ -73,13 +73,16 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     if given.resume is not None:
         return _resumed_args(args_class, argv, given.resume)
     name = _preset_name(given.env)
-    args = command_line(args_class, argv, args_class(**presets.get(name, {})))
+    preset = presets.get(name, {})
+    for unknown in preset.keys() - typing.get_type_hints(args_class).keys():
+        raise UserError(f"the preset of {name} has {unknown}, which Args does not; is it another algorithm's?")
+    args = command_line(args_class, argv, args_class(**preset))
     if not any(word.partition("=")[0] in ("--log-every", "--log_every") for word in argv):
         args = _with_log_interval(args)
     args.check()
     if args.dataset is None and args.env not in BANDITS and not d4rl.resolve(args.env):
         resolve_name(args.env, args.task)  # before anything is said about it
-    values = " ".join(f"{key}={getattr(args, key)}" for key in presets.get(name, {}))
+    values = " ".join(f"{key}={getattr(args, key)}" for key in preset)
     say(f"preset  {name}: {values}" if values else f"preset  none for {name}: the script's defaults, untuned")
     return args
 

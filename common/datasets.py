@@ -23,7 +23,7 @@ from common.collect import CACHE_DIR, collect, read_record
 from common.collect.procedures import procedure
 from common.environments import BANDITS, PHYSICS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
 from common.files import alone
-from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
+from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, doubts, sha256
 
 
 def load_dataset(
@@ -287,6 +287,8 @@ def _load_user_dataset(env_name: str, task: int | None, path: Path) -> Dataset:
     env = make_env()
     arrays = _read_npz(path, ("observations", "actions", "rewards", "masks", "terminals"), ("next_observations",))
     check_arrays(path, arrays, env)
+    for doubt in doubts(arrays, env):
+        print(f"NOTE    {path}: {doubt}")
     env.close()
     # Without the next observation, the last row of a trajectory is a transition only if nothing is bootstrapped there.
     usable = np.ones(len(arrays["terminals"]), bool)

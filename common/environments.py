@@ -4,7 +4,9 @@ this."""
 import contextlib
 import difflib
 import importlib.metadata
+import os
 import re
+import sys
 import tempfile
 import warnings
 from typing import Any
@@ -106,6 +108,8 @@ def make_user_env(env: str, **kwargs) -> gymnasium.Env:
     Raises UserError if there is none of this name, if a package that it needs is missing, or if its actions are not
     continuous and bounded.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a module of one's own may stand there
     with quiet():
         try:
             made = gymnasium.make(env, disable_env_checker=True, **kwargs)

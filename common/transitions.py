@@ -133,12 +133,45 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env: gymnasium.Env) 
             raise UserError(f"{path}: '{key}' has shape {arrays[key].shape}, one number per row is needed.")
     largest = np.abs(arrays["actions"]).max()
     if largest > 1.0 + 1e-6:
-        raise UserError(f"{path}: actions reach {largest:.4g}; they must lie in [-1, 1].")
+        own = _own_units(env)
+        hint = f" They are rescaled for the environment: {own}." if own else ""
+        raise UserError(f"{path}: actions reach {largest:.4g}; they must lie in [-1, 1].{hint}")
     for key in {"masks", "terminals"} & arrays.keys():
         if not np.isin(arrays[key], (0.0, 1.0)).all():
             raise UserError(f"{path}: '{key}' must be 0 or 1 in every row.")
     if not arrays["terminals"][-1]:
         raise UserError(f"{path}: the last row is not terminal: is the file cut off? If not, set terminals[-1] = 1.")
+
+
+def doubts(arrays: dict[str, np.ndarray], env: gymnasium.Env) -> list[str]:
+    """What passes all checks of one's own file and is a mistake more often than not."""
+    found, (masks, terminals, actions) = [], (arrays[key] for key in ("masks", "terminals", "actions"))
+    stopped = (masks == 0).mean()
+    if stopped > 0.5 and not (stopped == 1 and terminals.all()):  # a bandit's
+        found.append(
+            f"{stopped:.1%} of masks are 0, so that nothing is bootstrapped there. masks are 1 - terminated, terminals "
+            f"are 1 where a trajectory ends; are they swapped, or is one inverted?"
+        )
+    space = _own_space(env)
+    narrow = (space.low > -1) | (space.high < 1)
+    if narrow.any() and ((actions >= space.low - 1e-6) & (actions <= space.high + 1e-6))[:, narrow].all():
+        found.append(f"the actions may be in the environment's units. They should not: {_own_units(env)}.")
+    return found
+
+
+def _own_space(env: gymnasium.Env) -> gymnasium.spaces.Box:
+    """Of actions as the environment takes them, where it was wrapped to take [-1, 1]."""
+    space = env.env.action_space if isinstance(env, gymnasium.wrappers.RescaleAction) else env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    return space
+
+
+def _own_units(env: gymnasium.Env) -> str:
+    """How actions get from the environment's units to a dataset's; nothing where they are the same."""
+    low, high = _own_space(env).low, _own_space(env).high
+    if np.allclose(low, -1) and np.allclose(high, 1):
+        return ""
+    return f"it takes {low.min():.4g} to {high.max():.4g}, which become -1 to 1 by 2 (a - low) / (high - low) - 1"
 
 
 def clip_actions(actions: np.ndarray) -> np.ndarray:

@@ -12,9 +12,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from typing import Any
 
 from common import UserError
 from common.signals import NUMBERS
+
+START_METHOD = "spawn"  # forking a process that runs JAX can deadlock
 
 
 class Workers:
@@ -24,7 +27,7 @@ class Workers:
     def __init__(self, target: Callable, arguments: Sequence[tuple]):
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
-        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
+        context: Any = multiprocessing.get_context(START_METHOD)
         with _main_module_hidden(), _signals_held_back():
             for its_arguments in arguments:
                 here, there = context.Pipe()

@@ -1,5 +1,6 @@
 """Fixtures for all tests, and how programs are compiled in all processes: quickly, and once until they change."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -40,6 +41,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in a shell's background job; the processes that tests start would have it ignored too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+multiprocessing.set_forkserver_preload(["common.evaluation", "ogbench.locomaze.maze"])  # for `quick_workers`
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "golden: against numbers from the authors' code")
@@ -67,6 +70,14 @@ def no_pictures(request, monkeypatch):
     """Runs draw their pictures, a second or two each, where the test is about them: @pytest.mark.pictures."""
     if "pictures" not in request.keywords:
         monkeypatch.setattr("common.runs.draw_run", lambda *_: [])
+
+
+@pytest.fixture(autouse=True)
+def quick_workers(request, monkeypatch):
+    """Workers are forked from one process that has imported what they need, where tests are not about them, nor start
+    the programs that start them: a second each, and a quarter of all that tests took."""
+    if request.path.stem not in ("test_workers", "test_evaluation"):
+        monkeypatch.setattr("common.workers.START_METHOD", "forkserver")
 
 
 @pytest.fixture

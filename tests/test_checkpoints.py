@@ -123,6 +123,11 @@ def test_a_policy_needs_a_run_with_a_checkpoint(tmp_path):
         checkpoints.load_policy(tmp_path)
     directory = launch(driftql, *tiny_flags(driftql, steps=100), "--runs-dir", tmp_path)
     assert checkpoints.load_policy(directory).step == 100
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"algo": "helpers"}))
+    with pytest.raises(UserError, match=r"helpers\.py, which has no Args and make_agent"):
+        checkpoints.load_policy(directory)
+    (directory / "config.json").write_text(json.dumps(config))
     (directory / checkpoints.FILE).unlink()
     with pytest.raises(UserError, match="cannot read"):
         checkpoints.load_policy(directory)

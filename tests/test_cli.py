@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +286,48 @@ def test_python_code_may_give_numbers_of_numpy_lists_and_paths():
     assert args == driftql.args_for("bandit", alpha=3.0, seed=3, hidden_dims=(8, 9), runs_dir=str(Path.home() / "r"))
     args.check()
     json.dumps(dataclasses.asdict(args))
+
+
+def test_whole_numbers_are_decimal_ones_where_those_are_meant():
+    """alpha=0 is --alpha 0, which is allowed."""
+    args = driftql.args_for("bandit", alpha=0, discount=1)
+    assert (repr(args.alpha), repr(args.discount), repr(args.steps)) == ("0.0", "1.0", "4000")
+    args.check()
+
+
+@dataclass(frozen=True)
+class OwnArgs(cli.Args):
+    log_std_min: float = -5.0
+    shift: int = -1
+    warmup: int = 0
+    width: int = 8
+
+
+def test_a_number_may_be_what_its_default_is():
+    """Negative or 0; the others of one's own follow the house's rule."""
+    OwnArgs().check()
+    OwnArgs(log_std_min=-20.0, shift=-3, warmup=5).check()
+    for changes, message in (
+        ({"log_std_min": -math.inf}, "--log-std-min -inf must be a finite number."),
+        ({"warmup": -1}, "--warmup -1 must be 0 or more."),
+        ({"width": 0}, "--width 0 must be positive."),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            OwnArgs(**changes).check()
+
+
+def test_a_copied_preset_of_another_algorithm_is_one_line():
+    with pytest.raises(UserError, match="the preset of bandit has kernel, which Args does not"):
+        cli.parse(OwnArgs, {"bandit": {"kernel": "laplace"}}, ["--env", "bandit"])
+
+
+def test_arguments_of_a_notebook_s_cell_are_one_line():
+    """A run could not find them again."""
+    cell = {"Args": cli.Args, "dataclass": dataclass, "__name__": "__main__"}
+    exec("@dataclass(frozen=True)\nclass Mine(Args):\n    beta: float = 1.0", cell)
+    cell["Mine"].__module__ = "a_notebook"
+    with pytest.raises(UserError, match="must stand in a file"):
+        cli.algorithm_name(cell["Mine"])
 
 
 def test_resume_takes_the_arguments_of_the_run(tmp_path, fails):

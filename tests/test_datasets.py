@@ -254,12 +254,16 @@ def own_arrays(**changes):
     return arrays | changes
 
 
-def test_own_file_without_next_observations(tmp_path):
+def test_own_file_without_next_observations(tmp_path, capsys):
     """The last row of a trajectory counts if its mask is 0; with mask 1 its next state is not known."""
     np.savez(tmp_path / "own.npz", **own_arrays())
     dataset = load_dataset("Line-v0", dataset=str(tmp_path / "own.npz"))
     assert dataset.rows.tolist() == [0, 1, 2, 3, 4]
     assert (dataset.source, dataset.num_trajectories) == ("user", 2)
+    assert "NOTE" not in capsys.readouterr().out
+    np.savez(tmp_path / "own.npz", **own_arrays(masks=np.zeros(6)))
+    load_dataset("Line-v0", dataset=str(tmp_path / "own.npz"))
+    assert f"NOTE    {tmp_path / 'own.npz'}: 100.0% of masks are 0" in capsys.readouterr().out
     env = dataset.make_env()
     assert (env.action_space.low[0], env.action_space.high[0]) == (-1, 1)
     before = env.reset(seed=0)[0]

@@ -1,5 +1,6 @@
 """Names, tasks and the environments themselves: OGBench's, any other, and the bandits."""
 
+import sys
 import warnings
 
 import gymnasium
@@ -8,7 +9,7 @@ import pytest
 from helpers import NAME
 
 from common import UserError
-from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, resolve_name
+from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, make_user_env, resolve_name
 
 # ---------------------------------------------------------------------------------------------------------------- names
 
@@ -25,6 +26,15 @@ from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, resolve
 )
 def test_short_names_and_full_ids(env, task, expected):
     assert resolve_name(env, task) == expected
+
+
+def test_a_module_in_the_current_folder_may_register_an_environment(tmp_path, monkeypatch):
+    (tmp_path / "reaching.py").write_text(
+        "import gymnasium\ngymnasium.register('Reach-v0', 'gymnasium.envs.classic_control:PendulumEnv')"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert make_user_env("reaching:Reach-v0").observation_space.shape == (3,)
 
 
 def test_default_task_is_ogbenchs():

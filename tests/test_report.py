@@ -1,5 +1,6 @@
 """The report and the pictures of finished runs: what is counted, how it is labelled, what is left out and why."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib
@@ -26,6 +27,7 @@ from tables import aggregates, command, find_paper, reach_text, read_papers
 
 from common import UserError, d4rl
 from common.cli import one_line_errors
+from common.files import lock
 from common.results import make_result
 from common.runs import EVALUATED, make_directory
 
@@ -104,11 +106,10 @@ def make_d4rl_run(folder: Path, env="hopper-medium", source="d4rl", scores=(50.0
     return path
 
 
-def unfinished(folder: Path, step: int, age: float) -> Path:
+def unfinished(folder: Path, step: int) -> Path:
     path = make_run(folder)
     (path / "result.json").unlink()
     (path / "metrics.csv").write_text(f"step,seed\n{step},0\n")
-    os.utime(path / "metrics.csv", (time.time() - age,) * 2)
     return path
 
 
@@ -153,6 +154,20 @@ def test_a_score_of_fewer_evaluations_than_three_says_so(tmp_path):
         assert group.settings_text == text
 
 
+def test_the_preset_of_one_s_own_script_is_read_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "own_ql.py").write_text("from driftql import *")
+    run = make_run(tmp_path / "runs", changes={"alpha": 30.0})
+    for name in ("config.json", "result.json"):
+        (run / name).write_text((run / name).read_text().replace('"driftql"', '"own_ql"'))
+    monkeypatch.syspath_prepend(tmp_path)  # as a tool's start does
+    for folder, text in ((tmp_path / "runs", "of a script not here: rewards usual, "), (tmp_path, "changed: alpha 30")):
+        monkeypatch.chdir(folder)
+        read_runs.presets.cache_clear()
+        ((group,), _) = read_runs.read_runs(tmp_path / "runs")
+        assert group.settings_text.startswith(text)
+    read_runs.presets.cache_clear()
+
+
 def test_collected_data_say_how_they_differ():
     few = {"source": "collected", "collection": {"episodes": 200, "official_episodes": 1000, "p_random_action": 0.3}}
     assert read_runs.describe_data(few) == "collected here, not official, 200 episodes, 30% random actions"
@@ -161,8 +176,8 @@ def test_collected_data_say_how_they_differ():
 def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     kept = make_run(tmp_path, "fql")
     old, new = make_run(tmp_path, finals=(0.1,)), make_run(tmp_path, finals=(0.7,))
-    running, stopped = unfinished(tmp_path, 30_000, age=1), unfinished(tmp_path, 40_000, age=90_000)
-    failed = unfinished(tmp_path / "job", 10_000, age=1)
+    running, stopped = unfinished(tmp_path, 30_000), unfinished(tmp_path, 40_000)
+    failed = unfinished(tmp_path / "job", 10_000)
     (failed.parent / "job.json").write_text(
         json.dumps({"attempts": [{"exit": 2, "reason": "driftql: error: no data."}]})
     )
@@ -182,7 +197,9 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("not a run")
 
-    groups, left_out = read_runs.read_runs(tmp_path)
+    with contextlib.ExitStack() as files:
+        assert lock(running, files)  # as its process does
+        groups, left_out = read_runs.read_runs(tmp_path)
     assert {seed.run for group in groups for seed in group.seeds} == {kept, new}
     reasons = dict(left_out)
     assert reasons.pop(old) == f"seed 0: ran again with the same settings and data, {new.name}"
@@ -409,7 +426,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
     make_run(tmp_path / "runs", "fql", seeds=(0, 1), finals=(0.8, 0.8))
     make_run(tmp_path / "runs", "drol", finals=(0.0,), data=COLLECTED)  # DROL's paper has no number for one task
     make_run(tmp_path / "runs", "drol", "pointmaze-medium-navigate")
-    unfinished(tmp_path / "runs", 10, age=1)
+    unfinished(tmp_path / "runs", 10)
     table, numbers = written(tmp_path, "md", "csv")
     ours = "| DriftQL | 30.0 [0.0, 100.0] | 95 ± 2 (official data) | collected here, not official |"
     assert f"| antmaze-large-navigate task 1 {ours} preset | 2 | 1,000,000 |" in table
@@ -421,7 +438,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         "False",
         "80.0",
     )
-    assert "running, at step 10" in capsys.readouterr().err
+    assert "not finished, at step 10" in capsys.readouterr().err
 
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n\n{report.MARKERS[0]}\nold table\n{report.MARKERS[1]}\nthe end\n")
@@ -460,7 +477,7 @@ def test_saved_runs_of_one_name_are_both_kept(tmp_path):
 def test_saved_results_are_small_and_give_the_same_report(tmp_path):
     run = make_run(tmp_path / "runs" / "job", seeds=(0, 1), finals=(0.2, 0.4), data=COLLECTED)
     (run / "checkpoint.msgpack").write_bytes(bytes(1000))
-    unfinished(tmp_path / "runs", 10, age=1)
+    unfinished(tmp_path / "runs", 10)
     report.main([str(tmp_path / "runs"), "--save", str(tmp_path / "results")])
     files = {path.relative_to(tmp_path / "results").as_posix() for path in (tmp_path / "results").rglob("*.*")}
     assert files == {f"{run.name}/{name}" for name in ("config.json", "result.json", "metrics.csv")}

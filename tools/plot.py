@@ -16,21 +16,15 @@ each policy's actions early and late in training. `curves` and `corruption` draw
 import argparse
 import functools
 import importlib
-import os
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.append(os.getcwd())  # one's own script may stand there
-
 from curves import draw_runs
-from read_runs import TITLES
+from read_runs import TITLES, script_is_here
 from shared import ROOT
+from tqdm import tqdm
 
 from common import UserError
 from common.buffers import make_buffer, sample
@@ -84,7 +78,7 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
             for panel, (step, actions) in zip(column, policy_actions(name, env, seed, bar).items()):
                 panel.scatter(*actions.T, s=3, c=COLORS["policy"], alpha=0.6)
                 panel.set_xlabel(f"{step:,} updates")
-            column[0].set_title(TITLES[name])
+            column[0].set_title(TITLES.get(name, name))
     figure.tight_layout()
     save_figure(figure, out, 110)
     print(out)
@@ -145,9 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     pictures = parser.add_subparsers(dest="picture", required=True)
     bandit = pictures.add_parser("bandit", help="all policies on a bandit")
-    there = [name for name in TITLES if (ROOT / f"{name}.py").exists()]
     bandit.add_argument("--env", choices=list(BANDITS), default="bandit")
-    bandit.add_argument("--scripts", nargs="+", choices=there, default=there)
+    bandit.add_argument("--scripts", nargs="+", default=list(TITLES), help="one's own too, from the current folder")
     bandit.add_argument("--seed", type=int, default=0)
     bandit.add_argument("--out", type=Path, default=ROOT / "docs" / "bandit-comparison.png")
     curves = pictures.add_parser("curves", help="learning curves of finished runs")
@@ -165,6 +158,9 @@ def main() -> None:
         return draw_runs(args.picture, args.runs, args.out)
     if args.picture == "values":
         return draw_values(args.runs, args.out)
+    for name in args.scripts:
+        if not script_is_here(name):
+            raise UserError(f"there is no {name}.py at the root or in the current folder.")
     keep_compiled_programs()
     draw_bandit(args.env, args.seed, args.scripts, args.out)
 

@@ -1,5 +1,6 @@
 """Run directories as they lie on the disk, for the other tools, and the statistics over their seeds."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -7,7 +8,6 @@ import json
 import math
 import os
 import re
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +17,12 @@ import scipy.stats
 from shared import ROOT, last_step, read_json
 
 from common import UserError
+from common.files import lock
 from common.grid import combination_name, results_by_combination
 
 TITLES = {"driftql": "DriftQL", "fql": "FQL", "drol": "DROL", "diffusion_ql": "Diffusion-QL", "idql": "IDQL"}
 # What a score may be, the first that a run was evaluated for, and how it is called. In result.json, success is a share.
 METRICS = {"normalized": "normalized return", "success": "success, %", "return": "return"}
-ACTIVE_SECONDS = 900  # a log that was written to since then may belong to a run that goes on
 # What no score depends on, or what stands in a column of its own.
 NOT_SETTINGS = {
     "env", "task", "data", "data_dir", "dataset", "collect_episodes", "seed", "num_seeds", "log_every",
@@ -74,7 +74,8 @@ class Group(NamedTuple):
     @property
     def settings_text(self) -> str:
         text = ", ".join(f"{name.replace('_', '-')} {setting_text(value)}" for name, value in self.settings.items())
-        text = f"{'reduced' if self.reduced else 'changed'}: {text}" if text else "preset"
+        what = "reduced" if self.reduced else "changed" if presets(self.algo, self.env) else "of a script not here"
+        text = f"{what}: {text}" if text else "preset"
         counted = sum(evaluation["step"] > 0 for evaluation in self.seeds[0].result["evaluations"])
         return text if counted > 2 or not self.task else f"{text}; score of {counted} evaluation{'s' * (counted > 1)}"
 
@@ -199,9 +200,9 @@ def _why_unfinished(run: Path, config: dict) -> str:
     attempts = (read_json(run.parent / "job.json") or {}).get("attempts") or [{}]
     if attempts[-1].get("reason"):
         return f"not finished, {where}: {attempts[-1]['reason']}"
-    log = run / "metrics.csv"
-    if log.exists() and time.time() - log.stat().st_mtime < ACTIVE_SECONDS:
-        return f"running, {where}"
+    with contextlib.ExitStack() as files:
+        if not lock(run, files):
+            return f"running, {where}"
     return f"not finished, {where}: interrupted or failed"
 
 
@@ -258,10 +259,15 @@ def changed_settings(algo: str, env: str, args: dict) -> dict:
     return {name: args[name] for name in names if name not in preset or args[name] != preset[name]}
 
 
+def script_is_here(algo: str) -> bool:
+    """Whether it stands at the root or, as one's own may, in the current folder."""
+    return any((folder / f"{algo}.py").exists() for folder in (ROOT, Path.cwd()))
+
+
 @functools.cache
 def presets(algo: str, env: str) -> dict:
     """Arguments of the script for an environment, defaults included; empty for a script that is not here."""
-    if not (ROOT / f"{algo}.py").exists():
+    if not script_is_here(algo):
         return {}
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only tables are read; another process may use the GPU
     script = importlib.import_module(algo)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for all tools that import this file
+sys.path.append(os.getcwd())  # one's own script may stand there
 
 from common import UserError
 
