@@ -160,7 +160,10 @@ def test_the_preset_of_one_s_own_script_is_read_from_the_current_folder(tmp_path
     for name in ("config.json", "result.json"):
         (run / name).write_text((run / name).read_text().replace('"driftql"', '"own_ql"'))
     monkeypatch.syspath_prepend(tmp_path)  # as a tool's start does
-    for folder, text in ((tmp_path / "runs", "of a script not here: rewards usual, "), (tmp_path, "changed: alpha 30")):
+    for folder, text in (
+        (tmp_path / "runs", "of a script not here: steps 1,000,000, "),
+        (tmp_path, "changed: alpha 30"),
+    ):
         monkeypatch.chdir(folder)
         read_runs.presets.cache_clear()
         ((group,), _) = read_runs.read_runs(tmp_path / "runs")
