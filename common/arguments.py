@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import inspect
-import math
 import os
 import types
 import typing
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from common import UserError, grid
+
+FLOAT32_MAX = 3.4e38  # beyond it, what trains is infinite
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Args(EvaluationArgs, DataArgs, RunArgs):
             for number in value if isinstance(value, tuple) else [value]:
                 if type(number) is int and usual >= 0 and number < min(usual, 1):
                     raise UserError(f"{flag} {number} must be {'positive' if usual else '0 or more'}.")
-                if isinstance(number, float) and not (math.isfinite(number) and (usual < 0 or number >= 0)):
+                if isinstance(number, float) and not (abs(number) < FLOAT32_MAX and (usual < 0 or number >= 0)):
                     raise UserError(f"{flag} {number} must be a finite number{', 0 or more' * (usual >= 0)}.")
             if (field.name == "discount" or field.name.endswith("target_rate")) and value > 1:
                 raise UserError(f"{flag} {value} must lie between 0 and 1.")

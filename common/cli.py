@@ -100,6 +100,7 @@ def prepare(args: A) -> A:
     programs are kept for the next start. Raises UserError."""
     args = plain(args)
     check_types(args)
+    _check_script(type(args))
     if args.resume is not None:
         _check_resumed(args, args.resume)
     host()  # or one line that says why there is none, before data are looked for
@@ -107,6 +108,14 @@ def prepare(args: A) -> A:
     args = args if args.log_every is not None else _with_log_interval(args)
     args.check()
     return args
+
+
+def _check_script(args_class: type) -> None:
+    """Raises UserError for a changed copy that has kept its name: its runs would be taken for the original's."""
+    algorithm = algorithm_name(args_class)
+    here, beside_common = Path(inspect.getfile(args_class)).resolve(), Path(__file__).resolve().parent.parent
+    if (original := beside_common / f"{algorithm}.py").exists() and original != here:
+        raise UserError(f"{here} has the name of {original}, whose runs its own would be taken for; rename it.")
 
 
 def _with_log_interval(args: A) -> A:

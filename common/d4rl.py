@@ -141,6 +141,12 @@ def load(
             f"D4RL's scale and cannot be compared with published ones (docs/d4rl.md).",
             file=sys.stderr,
         )
+    digest = _folder_sha256(path) if source == "minari" else sha256(path)
+    if source == "d4rl":
+        print(
+            f"NOTE    {path} has the name of D4RL's file; D4RL publishes no checksums to compare its sha256 with "
+            f"({digest[:16]}...)."
+        )
     usual = "minus_one" if is_antmaze else "raw"
     arrays["rewards"][rows] = treat_rewards(arrays, usual if rewards == "usual" else rewards)
     return Dataset(
@@ -149,7 +155,7 @@ def load(
         make_env=make,
         source=source,
         path=str(path.absolute()),
-        sha256=_folder_sha256(path) if source == "minari" else sha256(path),
+        sha256=digest,
         num_trajectories=int(trajectory_ends(arrays, count_terminals=not is_antmaze).sum()),
         environment=environment,
         reference=TASKS[task].reference,

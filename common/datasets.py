@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 
 from common import UserError, d4rl
@@ -50,7 +51,7 @@ def load_dataset(
     D4RL's names have their own meaning of `data`, `data_dir` and `dataset`: see d4rl.load.
     Raises UserError for anything that the user can mend: a name, a missing or damaged file, no network.
     """
-    d4rl_task = d4rl.resolve(env, suggest=dataset is None)
+    d4rl_task = d4rl.resolve(env, suggest=dataset is None or not (env in gymnasium.registry or ":" in env))
     if d4rl_task:
         if task is not None:
             raise UserError("--task belongs to OGBench datasets; D4RL's have one task each.")

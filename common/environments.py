@@ -115,7 +115,7 @@ def make_user_env(env: str, **kwargs) -> gymnasium.Env:
             made = gymnasium.make(env, disable_env_checker=True, **kwargs)
         except (gymnasium.error.Error, ImportError) as error:
             close = difflib.get_close_matches(env, OGBENCH_NAMES, n=1, cutoff=0.8)
-            hint = f"did you mean {close[0]}?" if close else f"{str(error).splitlines()[0].rstrip('.')}."
+            hint = f"did you mean {close[0]}?" if close else f"{str(error).splitlines()[0].rstrip('.?`')}."
             if isinstance(error, gymnasium.error.NameNotFound) and not close and ":" not in env:
                 hint += f" If a module of yours registers it, name that too: --env MODULE:{env}."
             raise UserError(f"--env {env}: {hint}") from None

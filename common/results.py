@@ -116,7 +116,9 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
+    # Otherwise git says nothing about a checkout of another user's.
+    command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def device_summary() -> str:

@@ -97,8 +97,10 @@ class Run:
 
     def _open_old(self) -> tuple[Progress, bytes | None]:
         """Progress and state of the checkpoint, if there is one yet."""
-        if cli.read_config(self.directory)["dataset"]["sha256"] != self.dataset.sha256:
+        if (record := cli.read_config(self.directory)["dataset"])["sha256"] != self.dataset.sha256:
             raise UserError(f"--resume {self.directory}: the dataset is not the one that the run began with.")
+        # A file that has moved has lost what stood beside it.
+        self.dataset = dataclasses.replace(self.dataset, source=record["source"], collection=record["collection"])
         if not ((self.directory / checkpoints.FILE).exists() or (self.directory / "result.json").exists()):
             say("NOTE    there is no checkpoint yet; the run begins again")
             return Progress(), None
@@ -142,9 +144,9 @@ class Run:
         return empty
 
     def _what_is_kept(self) -> str:
-        kept = f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
-        log = f"There was no checkpoint yet; the log is in {self.directory}." if self.directory.exists() else ""
-        return kept if self.saved_step else log
+        if self.saved_step:
+            return f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
+        return f"There was no checkpoint yet; the log is in {self.directory}." if self.directory.exists() else ""
 
     def _how_to_resume(self) -> str:
         script = Path(inspect.getfile(type(self.args))).absolute()
@@ -222,8 +224,7 @@ class Run:
         if not self.playing or not (wait or self.playing[0][1].done()):
             return
         step, future = self.playing.pop()
-        results = future.result()
-        if results is None:  # stopped on the way
+        if (results := future.result()) is None:  # stopped on the way
             return
         if self.dataset.reference:
             results |= {"normalized": d4rl.normalized(results["return"], self.dataset.reference)}
@@ -281,8 +282,7 @@ class Run:
         """Ends the run: saves, and either writes result.json and the pictures, or, after a signal, says how to go on
         and exits with 128 + the signal's number. Returns the directory."""
         self._log_played(wait=True)
-        number = self.signals.number
-        if number and self._remove_if_empty():
+        if (number := self.signals.number) and self._remove_if_empty():
             say("stopped before anything was done; nothing is kept")
             sys.exit(128 + number)
         self.save(state)  # with the evaluation of this step, which a checkpoint of the same step lacks

@@ -84,7 +84,7 @@ def quick_workers(request, monkeypatch):
 def script(request):
     """Each script at the top, as a module; or the one that --script names."""
     sys.path.append(os.getcwd())
-    return import_module(request.param)
+    return import_module(request.param.removesuffix(".py"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -155,6 +157,7 @@ def test_help_works_from_any_folder(tmp_path):
         (["--env", "bandit", "--seed", "-1"], "--seed -1 must be 0 or more"),
         (["--env", "bandit", "--seed", "4294967296"], "32-bit"),
         (["--env", "bandit", "--alpha", "nan"], "--alpha nan must be a finite number"),
+        (["--env", "bandit", "--alpha", "1e39"], "--alpha 1e+39 must be a finite number"),  # beyond float32
         (["--env", "bandit", "--learning-rate", "-1"], "--learning-rate -1.0 must be a finite number, 0 or more"),
         (["--env", "bandit", "--discount", "1.5"], "--discount 1.5 must lie between 0 and 1"),
         (["--env", "bandit", "--target-rate", "2"], "--target-rate 2.0 must lie between 0 and 1"),
@@ -319,6 +322,20 @@ def test_a_number_may_be_what_its_default_is():
 def test_a_copied_preset_of_another_algorithm_is_one_line():
     with pytest.raises(UserError, match="the preset of bandit has kernel, which Args does not"):
         cli.parse(OwnArgs, {"bandit": {"kernel": "laplace"}}, ["--env", "bandit"])
+
+
+def test_a_changed_copy_with_the_name_of_a_script_is_refused(tmp_path):
+    """Its runs would be taken for the original's, by the report and by load_policy."""
+    copy = tmp_path / "driftql.py"
+    shutil.copyfile(ROOT / "driftql.py", copy)
+    args = [sys.executable, copy, "--env", "bandit", "--runs-dir", tmp_path / "runs"]
+    done = subprocess.run(args, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"driftql: error: {copy} has the name of {ROOT / 'driftql.py'}, whose runs its own would be taken for; "
+        f"rename it.\n"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_arguments_of_a_notebook_s_cell_are_one_line():

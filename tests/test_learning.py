@@ -1,8 +1,10 @@
 """Every script on problems whose answer is known: the critic's values, the better of two actions."""
 
 import ast
+import re
 import subprocess
 import sys
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, compiled, make_dataset
 
+import driftql
 from common.buffers import make_buffer, sample
 
 SMALL = {"hidden_dims": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "target_rate": 0.05}
@@ -31,8 +34,17 @@ IMPROVE = {
 
 def settings_of(script, table, given: str) -> dict:
     """What the table says of this script, or its author on the command line."""
-    own = dict(word.split("=", 1) for word in given.split(",") if word)
-    return table.get(script.__name__, {}) | {name: ast.literal_eval(value) for name, value in own.items()}
+    own = {}
+    for word in re.split(r",(?=[\w-]+=)", given) if given else []:  # not at the commas of hidden_dims=(16,16)
+        name, _, value = word.partition("=")
+        name = name.replace("-", "_")
+        if name not in typing.get_type_hints(script.Args) or not value:
+            raise pytest.UsageError(f"{word}: {script.__name__} takes NAME=VALUE,NAME=VALUE of its Args.")
+        try:
+            own[name] = ast.literal_eval(value)
+        except ValueError:  # a word
+            own[name] = value
+    return table.get(script.__name__, {}) | own
 
 
 @pytest.fixture
@@ -91,13 +103,23 @@ def test_of_two_actions_the_policy_takes_the_better_one(script, improve):
     assert np.mean(actions > 0.25) > 0.95
 
 
+def test_settings_are_written_as_for_a_command_or_as_in_args():
+    given = "alpha=3,hidden_dims=(16,16),num-candidates=2,kernel=laplace"
+    found = settings_of(driftql, {"driftql": {"alpha": 1.0, "q_agg": "mean"}}, given)
+    own = {"alpha": 3, "hidden_dims": (16, 16), "num_candidates": 2, "kernel": "laplace"}
+    assert found == own | {"q_agg": "mean"}
+    for wrong in ("alhpa=3", "alpha", "alpha=", "3"):
+        with pytest.raises(pytest.UsageError, match="NAME=VALUE"):
+            settings_of(driftql, {}, wrong)
+
+
 def test_an_algorithm_of_ones_own_is_probed_with_its_own_settings(tmp_path):
     """A copy of a script with another loss, as the README tells it; with a broken one the probes fail."""
     source = (ROOT / "driftql.py").read_text()
     loss = "loss = args.alpha * drift + q_loss"
     assert source.count(loss) == 1
     probes = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_learning.py")]
-    probes += ["-k", "better_one", "--script", "mine", "--improve", "alpha=0.1,num_candidates=2"]
+    probes += ["-k", "better_one", "--script", "mine.py", "--improve", "alpha=0.1,num-candidates=2"]
     for changed, works in (("2 * args.alpha * drift + 2 * q_loss", True), ("args.alpha * drift - q_loss", False)):
         (tmp_path / "mine.py").write_text(source.replace(loss, f"loss = {changed}"))
         run = subprocess.run(probes, cwd=tmp_path, capture_output=True, text=True)

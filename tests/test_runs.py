@@ -36,6 +36,7 @@ from helpers import (
 
 import driftql
 from common import UserError, checkpoints, cli, evaluation
+from common.collect import collect
 from common.datasets import load_dataset
 from common.results import make_result
 from common.runs import Progress, Run
@@ -291,6 +292,19 @@ def test_data_that_have_moved_are_remembered(data_dir, tmp_path):
     directory = launch(driftql, *maze_flags(data_dir, tmp_path), *short)
     launch(driftql, "--resume", directory, "--steps", 40, "--data-dir", moved)
     assert cli.args_of(driftql.Args, directory).data_dir == str(moved)
+
+
+def test_a_file_that_has_moved_is_what_it_was(tmp_path):
+    """Collected data without the record that stood beside them; the run knows them by their sha256."""
+    collected = collect("pointmaze-medium-navigate", tmp_path, 2)
+    changes = dict(dataset=str(collected), steps=100, eval_episodes=1, runs_dir=str(tmp_path))
+    run = driftql.main(tiny_args(driftql, "pointmaze-medium-navigate", **changes))
+    (moved := tmp_path / "moved").mkdir()
+    shutil.move(collected, moved)
+    launch(driftql, "--resume", run, "--steps", 200, "--dataset", moved / collected.name)
+    for file in ("config.json", "result.json"):
+        data = json.loads((run / file).read_text())["dataset"]
+        assert (data["source"], data["collection"]["episodes"]) == ("collected", 2)
 
 
 @pytest.mark.xdist_group("finished")

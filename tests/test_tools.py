@@ -106,6 +106,17 @@ def test_bench_says_what_the_authors_code_lacks(monkeypatch, tmp_path, capsys):
         assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
+def test_all_scripts_arguments_are_read_before_any_is_measured(monkeypatch):
+    """IDQL's batches have another lower limit; it comes last."""
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["bench.py", "fql", "idql", "--batch-size", "64"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    monkeypatch.setattr(scaling, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match="--critic-batch-size 256"):
+        scaling.main(["fql", "idql", "--batch-size", "64"])
+
+
 def test_scaling_measures_and_draws_three_pictures(monkeypatch, tmp_path):
     for name, values in (("SEEDS", (2,)), ("PASSES", (4,)), ("SIZES", (1_000, 3_000))):
         monkeypatch.setattr(scaling, name, values)
@@ -149,7 +160,20 @@ def test_values_are_drawn_of_mazes_only(data_dir, tmp_path, monkeypatch):
     bandit = load_dataset("bandit")
     monkeypatch.setattr(plot, "load_dataset", lambda *_: bandit)
     with pytest.raises(UserError, match="bandit is not a maze"):
-        plot.draw_values([maze], tmp_path / "values.png")
+        plot.draw_values([maze], [], tmp_path / "values.png")
+
+
+def test_values_of_a_grid_are_those_of_one_combination(tmp_path, fails):
+    sizes = dict(steps=2, log_every=2, eval_every=2, save_every=2, eval_episodes=1, eval_workers=1)
+    run = driftql.main(tiny_args(driftql, grid=("alpha=1,3",), runs_dir=str(tmp_path), **sizes))
+    for words, message in (
+        ([], "has a grid; choose one of alpha=1, alpha=3"),
+        (["alpha=2"], "has no alpha=2"),
+        (["alpha"], "write it as --grid alpha=3"),
+        (["alpha=3"], "bandit is not a maze"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plot.draw_values([run], words, tmp_path / "values.png")
 
 
 # What XLA writes about a program, shortened: a loop of updates with a gather, a product by cuBLAS, and in the middle of

@@ -251,15 +251,23 @@ def what_routing_saves(drol: ModuleType, args: Any, dims: tuple[int, int], round
     }
 
 
+def arguments(names: list[str], argv: list[str]) -> dict[str, Any]:
+    """Script -> its arguments, of all before any is measured. Raises UserError for what one of them does not take."""
+    found = {}
+    for name in names:
+        script = importlib.import_module(name)
+        found[name] = cli.parse(script.Args, script.PRESETS, argv)
+        if found[name].grid:
+            raise UserError("--grid: a combination costs what a seed does; measure --num-seeds.")
+    return found
+
+
 def measure(
-    name: str, dims: tuple[int, int], rounds: int, seconds: float, authors: Path | None, argv: list[str]
+    name: str, args: Any, dims: tuple[int, int], rounds: int, seconds: float, authors: Path | None
 ) -> dict[str, Any]:
     """All figures of one script, units in their names. dims: observation and action dimension; authors: a clone of the
-    authors' repository; argv: arguments of the script. Raises UserError for wrong ones."""
+    authors' repository."""
     script = importlib.import_module(name)
-    args = cli.parse(script.Args, script.PRESETS, argv)
-    if args.grid:
-        raise UserError("--grid: a combination costs what a seed does; measure --num-seeds.")
     dataset = random_dataset(*dims)
     agent = script.make_agent(args, *dims)
 
@@ -387,9 +395,9 @@ def main() -> None:
         for name in names if authors else []:
             if not (authors / "agents" / f"{name}.py").exists():
                 print(f"NOTE    --authors {authors} has no agents/{name}.py", file=sys.stderr)
-        settings = (tuple(known.dims), known.rounds, known.seconds, authors, rest)
+        settings = (tuple(known.dims), known.rounds, known.seconds, authors)
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
-            rows = [measure(name, *settings) for name in names or SCRIPTS]
+            rows = [measure(name, args, *settings) for name, args in arguments(names or SCRIPTS, rest).items()]
         print(f"\n{device_summary()}\n\n{table(rows)}")
         if known.json:
             about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}

@@ -84,8 +84,9 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
     print(out)
 
 
-def draw_values(runs: list[Path], out: Path) -> None:
+def draw_values(runs: list[Path], grid: list[str], out: Path) -> None:
     """The mean Q of the data's transitions in each place of the maze, one picture per run, all of the same colours.
+    grid: the combination of runs that have one, alpha=3.
 
     Raises UserError for a run that is not of a maze.
     """
@@ -97,7 +98,7 @@ def draw_values(runs: list[Path], out: Path) -> None:
         return data, sample(make_buffer(data), jax.random.PRNGKey(0), NUM_TRANSITIONS)
 
     for run in runs:
-        policy = load_policy(run)
+        policy = load_policy(run, None, **combination(grid))
         args = policy.args
         data, batch = data_and_batch(
             args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
@@ -122,6 +123,15 @@ def draw_values(runs: list[Path], out: Path) -> None:
     figure.colorbar(drawn, ax=axes, label="Q of the data's actions, mean over critics", shrink=0.8)
     save_figure(figure, out, 110)
     print(out)
+
+
+def combination(words: list[str]) -> dict[str, float]:
+    """Name -> value, of words like alpha=3."""
+    try:
+        pairs = [word.split("=") for word in words]
+        return {name.lstrip("-").replace("-", "_"): float(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(f"--grid {' '.join(words)}: write it as --grid alpha=3, one value of each name.") from None
 
 
 def q_of(policy: Policy, batch: dict[str, jax.Array]) -> jax.Array:
@@ -150,6 +160,7 @@ def main() -> None:
         parser_of_runs.add_argument("--out", type=Path, default=out)
     values = pictures.add_parser("values", help="what a critic believes of the places in a maze")
     values.add_argument("runs", type=Path, nargs="+", help="run directories")
+    values.add_argument("--grid", nargs="+", default=[], help="of runs with one, this combination: alpha=3")
     values.add_argument("--out", type=Path, default=Path("values.png"))
     args = parser.parse_args()
     if args.picture != "curves":
@@ -157,7 +168,7 @@ def main() -> None:
     if args.picture in ("curves", "corruption"):
         return draw_runs(args.picture, args.runs, args.out)
     if args.picture == "values":
-        return draw_values(args.runs, args.out)
+        return draw_values(args.runs, args.grid, args.out)
     for name in args.scripts:
         if not script_is_here(name):
             raise UserError(f"there is no {name}.py at the root or in the current folder.")

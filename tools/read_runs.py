@@ -31,7 +31,8 @@ NOT_SETTINGS = {
 SIZES = {"steps", "batch_size", "hidden_dims", "num_candidates", "num_samples", "eval_episodes"}
 SOURCES = {
     "official": "official", "builtin": "built in", "collected": "collected here, not official",
-    "unverified": "unverified file", "user": "own file", "d4rl": "D4RL", "minari": "Minari, not D4RL's files",
+    "unverified": "unverified file", "user": "own file", "d4rl": "D4RL by its name",
+    "minari": "Minari, not D4RL's files",
 }  # fmt: skip
 OFFICIAL = ("official", "builtin", "d4rl")
 OTHER_DATA = ("user", "minari")  # of the same name at most: a paper's number says nothing about them

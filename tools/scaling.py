@@ -7,7 +7,7 @@
 Times are measured in one process in turns; the median of the rounds is drawn.
 
     python tools/scaling.py driftql fql                           # shapes and presets of antmaze-large-navigate
-    python tools/scaling.py --hidden-dims 64 64 --batch-size 64   # all five; any argument of the scripts
+    python tools/scaling.py --hidden-dims 64 64 --steps 1000     # all five; any argument that all of them take
     python tools/scaling.py --json scaling.json                   # the figures too
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from bench import SCRIPTS, buffer_shapes, make_scan, random_dataset, seconds_per_call
+from bench import SCRIPTS, arguments, buffer_shapes, make_scan, random_dataset, seconds_per_call
 from curves import style
 from read_runs import TITLES
 from shared import Parser, check_folder
@@ -40,16 +40,13 @@ SIZES = (100_000, 1_000_000, 3_000_000, 10_000_000)
 COUNTS = ("num_candidates", "flow_steps", "diffusion_steps")  # the five have one of them each
 
 
-def measure(names: list[str], dims: tuple[int, int], rounds: int, updates: int, argv: list[str]) -> dict[str, Any]:
+def measure(scripts: dict[str, Any], dims: tuple[int, int], rounds: int, updates: int) -> dict[str, Any]:
     """Script -> `updates_per_second`, `milliseconds` and `mebibytes`, each a list of [x, value], and what x `counts` in
-    the second. updates: per dispatch; argv: arguments of the scripts. Raises UserError for wrong ones."""
+    the second. scripts: with the arguments of each; updates: per dispatch."""
     dataset, calls = random_dataset(*dims), {}
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name, args in scripts.items():
         script: Any = importlib.import_module(name)
-        args = cli.parse(script.Args, script.PRESETS, argv)
-        if args.grid:
-            raise UserError("--grid: a combination costs what a seed does.")
         count = next((field for field in COUNTS if hasattr(args, field)), None)
         found[name] = {"counts": count, "mebibytes": mebibytes(script, args, dims)}
         varied = [("updates_per_second", "num_seeds", SEEDS)] + ([("milliseconds", count, PASSES)] if count else [])
@@ -125,7 +122,8 @@ def main(argv: list[str]) -> None:
     check_picture(known.out)
     check_folder(known.json)
     with contextlib.redirect_stdout(sys.stderr):
-        found = measure(names or SCRIPTS, tuple(known.dims), known.rounds, known.updates, rest)
+        scripts = arguments(names or SCRIPTS, rest)
+        found = measure(scripts, tuple(known.dims), known.rounds, known.updates)
     draw(found, f"{device_summary()}; {' '.join(rest) or 'the presets'}", known.out)
     if known.json:
         about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}
