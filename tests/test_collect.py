@@ -310,6 +310,7 @@ def command_line(*argv, **options) -> subprocess.Popen:
         (["antsoccer-arena-navigate"], "needs a walking policy that takes days to train"),
         (["cube-single-noisy"], "only its -play version"),
         ([NAME, "--episodes", "0"], "must be positive"),
+        ([NAME, "--episodes", "1e9"], "at most 2**31; collect fewer"),
         ([NAME, "--p-random-action", "1.5"], "between 0 and 1"),
         ([NAME, "--out", "/dev/null/data"], "cannot write the collected data"),
         ([NAME, "--episods", "3"], "did you mean --episodes?"),

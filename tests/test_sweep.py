@@ -234,6 +234,8 @@ def test_every_sweep_file_of_the_repository_can_be_read():
         (["--scripts", "fql", "--envs", "bandit", "--workers", "0"], "--workers 0 must be positive"),
         (["--scripts", "fql", "--envs", "bandit", "--wrokers", "1"], "unrecognized arguments: --wrokers"),
         (["nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--scripts", "fql", "--envs", "bandit", "--seeds", "0,1"], "seeds: 0,1 is not a whole number"),
+        (["--scripts", "fql", "--envs", "bandit", "--tasks", "1", "one"], "tasks: one is not a whole number"),
         (["--scripts", "fql", "--envs", "bandit", "--set", "alpha="], "alpha has no value, or an empty one"),
         (
             ["--scripts", "fql", "--envs", "bandit", "--set", "alpha=1", "--set", "alpha=3"],

@@ -97,6 +97,9 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
         given = {key: value for key, value in block.items() if key != "settings"} | settings
         for key in (key for key, value in given.items() if not value or "" in _values(value)):
             raise UserError(f"{key} has no value, or an empty one.")
+        for key in ("tasks", "seeds"):
+            for value in (value for value in _values(block.get(key, [])) if not value.isdecimal()):
+                raise UserError(f"{key}: {value} is not a whole number; write several as {key}: [1, 2] or --{key} 1 2.")
         axes = [block["scripts"], block["envs"], block.get("tasks", [None]), block.get("seeds", ["0"])]
         for script, env, task, seed, *values in itertools.product(*map(_values, [*axes, *settings.values()])):
             combinations.append((script, env, task, seed, dict(zip(settings, values))))

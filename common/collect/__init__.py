@@ -61,6 +61,8 @@ def collect(
     episodes = plan.episodes if episodes is None else episodes
     if episodes < 1 or (workers is not None and workers < 1) or seed < 0:
         raise UserError("the numbers of episodes and workers must be positive, the seed 0 or more.")
+    if (total := episodes * plan.steps) >= 2**31:
+        raise UserError(f"{episodes:,} episodes have {total:,} rows, and a dataset at most 2**31; collect fewer.")
     if not 0 <= p_random_action <= 1:
         raise UserError(f"--p-random-action {p_random_action} must lie between 0 and 1.")
     noise = f"-random{p_random_action}" if p_random_action else ""
