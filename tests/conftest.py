@@ -65,6 +65,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("script", [own] if own else SCRIPTS, indirect=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Groups first, some of them a minute long: at the end they would keep one process busy and the others idle."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     """Runs draw their pictures, a second or two each, where the test is about them: @pytest.mark.pictures."""
