@@ -159,12 +159,17 @@ def absolute_paths(args: Args) -> dict[str, str]:
     return {key: str(Path(value).expanduser().absolute()) for key, value in given.items()}
 
 
-def algorithm_name(args_class: type) -> str:
-    """driftql for the arguments of driftql.py. Raises UserError if they do not stand in a file."""
+def script_of(args_class: type) -> Path:
+    """The file that the arguments stand in. Raises UserError if there is none."""
     try:
-        return Path(inspect.getfile(args_class)).stem
+        return Path(inspect.getfile(args_class)).absolute()
     except (OSError, TypeError):  # a notebook's cell, the interpreter's prompt
         raise UserError("Args and make_agent must stand in a file, by which a run finds them again.") from None
+
+
+def algorithm_name(args_class: type) -> str:
+    """driftql for the arguments of driftql.py."""
+    return script_of(args_class).stem
 
 
 def flag_of(field: str) -> str:

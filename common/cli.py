@@ -31,6 +31,7 @@ from common.arguments import (
     fits,
     flag_of,
     plain,
+    script_of,
 )
 from common.devices import backend, host, keep_compiled_programs
 from common.environments import BANDITS, resolve_name
@@ -112,10 +113,10 @@ def prepare(args: A) -> A:
 
 def _check_script(args_class: type) -> None:
     """Raises UserError for a changed copy that has kept its name: its runs would be taken for the original's."""
-    algorithm = algorithm_name(args_class)
-    here, beside_common = Path(inspect.getfile(args_class)).resolve(), Path(__file__).resolve().parent.parent
-    if (original := beside_common / f"{algorithm}.py").exists() and original != here:
-        raise UserError(f"{here} has the name of {original}, whose runs its own would be taken for; rename it.")
+    script = script_of(args_class).resolve()
+    original = Path(__file__).resolve().parent.parent / script.name
+    if original.exists() and original != script:
+        raise UserError(f"{script} has the name of {original}, whose runs its own would be taken for; rename it.")
 
 
 def _with_log_interval(args: A) -> A:

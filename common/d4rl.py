@@ -144,8 +144,8 @@ def load(
     digest = _folder_sha256(path) if source == "minari" else sha256(path)
     if source == "d4rl":
         print(
-            f"NOTE    {path} has the name of D4RL's file; D4RL publishes no checksums to compare its sha256 with "
-            f"({digest[:16]}...)."
+            f"NOTE    {path} is taken for D4RL's by its name; no checksum of D4RL's is known here to compare its "
+            f"sha256 with ({digest[:16]}...)."
         )
     usual = "minus_one" if is_antmaze else "raw"
     arrays["rewards"][rows] = treat_rewards(arrays, usual if rewards == "usual" else rewards)

@@ -14,7 +14,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError, checkpoints, cli, d4rl
-from common.arguments import absolute_paths
+from common.arguments import absolute_paths, script_of
 from common.cli import Args
 from common.files import lock, remove_parts, write_json
 from common.grid import combination_name, member_names, members
@@ -149,7 +148,7 @@ class Run:
         return f"There was no checkpoint yet; the log is in {self.directory}." if self.directory.exists() else ""
 
     def _how_to_resume(self) -> str:
-        script = Path(inspect.getfile(type(self.args))).absolute()
+        script = script_of(type(self.args))
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
         return f"python {shlex.quote(str(script))} --resume {shlex.quote(str(self.directory))}"
 

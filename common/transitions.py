@@ -145,9 +145,8 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env: gymnasium.Env) 
 
 def doubts(arrays: dict[str, np.ndarray], env: gymnasium.Env) -> list[str]:
     """What passes all checks of one's own file and is a mistake more often than not."""
-    found, (masks, terminals, actions) = [], (arrays[key] for key in ("masks", "terminals", "actions"))
-    stopped = (masks == 0).mean()
-    if stopped > 0.5 and not (stopped == 1 and terminals.all()):  # a bandit's
+    found, actions, stopped = [], arrays["actions"], (arrays["masks"] == 0).mean()
+    if stopped > 0.5 and not (stopped == 1 and arrays["terminals"].all()):  # a bandit's
         found.append(
             f"{stopped:.1%} of masks are 0, so that nothing is bootstrapped there. masks are 1 - terminated, terminals "
             f"are 1 where a trajectory ends; are they swapped, or is one inverted?"

@@ -79,8 +79,8 @@ def no_pictures(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quick_workers(request, monkeypatch):
-    """Workers are forked from one process that has imported what they need, where tests are not about them, nor start
-    the programs that start them: a second each, and a quarter of all that tests took."""
+    """Workers are forked from one process that has imported what they need, in a tenth of the second that each takes
+    otherwise. Not where tests are about workers, nor in the programs that tests start."""
     if request.path.stem not in ("test_workers", "test_evaluation"):
         monkeypatch.setattr("common.workers.START_METHOD", "forkserver")
 

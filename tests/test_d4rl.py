@@ -548,7 +548,7 @@ def run(name: str, env: str, folder: Path, resume: bool = False) -> dict:
     ("diffusion_ql", "antmaze-umaze-v0", d4rl.TASKS["antmaze-umaze"].files["v0"], "D4RL's maze with OGBench's ant"),
     ("idql", "hopper-medium", "hopper_medium-v2.hdf5", "Hopper-v4"),
 ])  # fmt: skip
-def test_scripts_train_on_d4rls_layout(name, env, file, environment, tmp_path):
+def test_scripts_train_on_d4rls_layout(name, env, file, environment, tmp_path, capsys):
     task, version = d4rl.resolve(env)
     path = tmp_path / Path(file).name
     record(path, task)
@@ -562,6 +562,7 @@ def test_scripts_train_on_d4rls_layout(name, env, file, environment, tmp_path):
     data = result["dataset"]
     assert (data["source"], data["path"], data["environment"]) == ("d4rl", str(path), environment)
     assert len(data["sha256"]) == 64
+    assert f"{path} is taken for D4RL's by its name" in capsys.readouterr().out
     assert result["physics"]["geom_margin"] and result["versions"]["mujoco"] and result["versions"]["h5py"]
 
 

@@ -13,6 +13,8 @@ import pytest
 from helpers import ROOT, compiled, make_dataset
 
 import driftql
+from common import UserError
+from common.arguments import check_types, plain
 from common.buffers import make_buffer, sample
 
 SMALL = {"hidden_dims": (32, 32), "batch_size": 32, "learning_rate": 3e-3, "target_rate": 0.05}
@@ -42,8 +44,12 @@ def settings_of(script, table, given: str) -> dict:
             raise pytest.UsageError(f"{word}: {script.__name__} takes NAME=VALUE,NAME=VALUE of its Args.")
         try:
             own[name] = ast.literal_eval(value)
-        except ValueError:  # a word
+        except (ValueError, SyntaxError):  # a word
             own[name] = value
+    try:
+        check_types(plain(script.Args(**own)))
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
     return table.get(script.__name__, {}) | own
 
 
@@ -110,6 +116,9 @@ def test_settings_are_written_as_for_a_command_or_as_in_args():
     assert found == own | {"q_agg": "mean"}
     for wrong in ("alhpa=3", "alpha", "alpha=", "3"):
         with pytest.raises(pytest.UsageError, match="NAME=VALUE"):
+            settings_of(driftql, {}, wrong)
+    for wrong in ("alpha=1e", "kernel=rbf"):
+        with pytest.raises(pytest.UsageError, match="must be"):
             settings_of(driftql, {}, wrong)
 
 

@@ -38,7 +38,7 @@ import driftql
 from common import UserError, checkpoints, cli, evaluation
 from common.collect import collect
 from common.datasets import load_dataset
-from common.results import make_result
+from common.results import git_commit, make_result
 from common.runs import Progress, Run
 
 METRICS = ["losses/critic"]
@@ -292,6 +292,14 @@ def test_data_that_have_moved_are_remembered(data_dir, tmp_path):
     directory = launch(driftql, *maze_flags(data_dir, tmp_path), *short)
     launch(driftql, "--resume", directory, "--steps", 40, "--data-dir", moved)
     assert cli.args_of(driftql.Args, directory).data_dir == str(moved)
+
+
+def test_the_commit_is_known_in_another_user_s_checkout(monkeypatch):
+    """git refuses to say anything there, and takes each checkout for one with this variable."""
+    if not (commit := git_commit()):
+        pytest.skip("this is no checkout")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert git_commit() == commit
 
 
 def test_a_file_that_has_moved_is_what_it_was(tmp_path):

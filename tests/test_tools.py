@@ -163,7 +163,7 @@ def test_values_are_drawn_of_mazes_only(data_dir, tmp_path, monkeypatch):
         plot.draw_values([maze], [], tmp_path / "values.png")
 
 
-def test_values_of_a_grid_are_those_of_one_combination(tmp_path, fails):
+def test_values_of_a_grid_are_those_of_one_combination(tmp_path):
     sizes = dict(steps=2, log_every=2, eval_every=2, save_every=2, eval_episodes=1, eval_workers=1)
     run = driftql.main(tiny_args(driftql, grid=("alpha=1,3",), runs_dir=str(tmp_path), **sizes))
     for words, message in (
