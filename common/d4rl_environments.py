@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from common import UserError
-from common.environments import quiet, restore_contact_margins, temporary_files_removed
+from common.environments import load_mujoco, quiet, restore_contact_margins, temporary_files_removed
 
 # Walls; cells (row, column) of start and goal in D4RL's data. Cells are 4 apart, row 1, column 1 is D4RL's origin.
 MAZES = {
@@ -35,11 +35,13 @@ def make_env(task: str, source: str, steps: int, **kwargs) -> gymnasium.Env:
     steps: time limit.
     kwargs: of gymnasium.make.
 
-    Raises UserError if gymnasium-robotics is missing, which adroit and Minari's antmaze need.
+    Raises UserError as `load_mujoco` does, and if gymnasium-robotics is missing, which adroit and Minari's antmaze
+    need.
     """
     family = task.split("-")[0]
     options = kwargs | dict(disable_env_checker=True, max_episode_steps=-1)  # the limit is D4RL's, below
     with quiet(), temporary_files_removed():
+        load_mujoco()
         if family == "antmaze":
             env = _make_minari_antmaze(task, **options) if source == "minari" else _make_antmaze(task, **kwargs)
         elif family in ("pen", *PALM_TO_OBJECT):
@@ -52,7 +54,7 @@ def make_env(task: str, source: str, steps: int, **kwargs) -> gymnasium.Env:
 
 def _make_locomotion(robot: str, **kwargs) -> gymnasium.Env:
     """gymnasium's v4 pays and ends as D4RL's. v5 pays 1 less where the robot falls, and has another Walker2d."""
-    import mujoco  # a third of a second, for this family alone
+    import mujoco
 
     mujoco.set_mju_user_warning(lambda message: None)  # of an old word in a model, which writes a log file to ./
     try:

@@ -82,7 +82,8 @@ def make_ogbench_env(name: str, task: int, **kwargs) -> gymnasium.Env:
     """Evaluation environment of a singletask OGBench dataset.
 
     Success is computed on the state after the action (`success_timing='post'`), as in OGBench 1.1.0, with which the
-    papers' numbers were made; newer versions compute it on the state before the action.
+    papers' numbers were made; newer versions compute it on the state before the action. Raises UserError as
+    `load_mujoco` does.
     """
     env_name = "-".join([*name.split("-")[:-1], "singletask", f"task{task}", "v0"])
     return make_raw_ogbench_env(env_name, success_timing="post", **kwargs)
@@ -93,6 +94,7 @@ def make_raw_ogbench_env(env_id: str, **kwargs) -> gymnasium.Env:
     # The arms' environments make their action space anew at each use, and Gymnasium warns of its precision each time.
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     with quiet(), temporary_files_removed():
+        load_mujoco()
         import ogbench  # noqa: F401  (registers the environments, and takes half a second, which bandits do not need)
 
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
@@ -165,6 +167,18 @@ def restore_contact_margins(env: Any) -> None:
 MUJOCO = importlib.metadata.version("mujoco")  # without the import, which takes as long as all else here
 MARGINS_ADD_UP = tuple(int(part) for part in MUJOCO.split(".")[:2]) >= (3, 5)
 PHYSICS = {"mujoco": MUJOCO, "geom_margin": "halved" if MARGINS_ADD_UP else "as in the model"}
+
+
+def load_mujoco() -> None:
+    """MuJoCo comes with the renderer that MUJOCO_GL names, or, where that one is missing, not at all. Raises
+    UserError then: many set the variable for all that they run, and only films need it."""
+    try:
+        import mujoco  # noqa: F401  (a third of a second)
+    except Exception as error:  # each renderer has its own
+        if "MUJOCO_GL" not in os.environ:
+            raise
+        asked = f"MUJOCO_GL={os.environ['MUJOCO_GL']}"
+        raise UserError(f"MuJoCo does not start with {asked} ({error}); unset it, as only films need it.") from None
 
 
 @contextlib.contextmanager

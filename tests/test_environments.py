@@ -1,12 +1,15 @@
 """Names, tasks and the environments themselves: OGBench's, any other, and the bandits."""
 
+import os
+import re
+import subprocess
 import sys
 import warnings
 
 import gymnasium
 import numpy as np
 import pytest
-from helpers import NAME
+from helpers import NAME, ROOT
 
 from common import UserError
 from common.environments import OGBENCH_NAMES, Bandit, make_ogbench_env, make_user_env, resolve_name
@@ -35,6 +38,22 @@ def test_a_module_in_the_current_folder_may_register_an_environment(tmp_path, mo
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     assert make_user_env("reaching:Reach-v0").observation_space.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "environments import make_raw_ogbench_env; make_raw_ogbench_env('pointmaze-medium-v0')",
+        "d4rl_environments import make_env; make_env('hopper-medium', 'd4rl', 1000)",
+    ],
+)
+def test_a_renderer_that_is_missing_is_one_line(made):
+    """Also on a machine whose MUJOCO_GL names what this one has: MuJoCo refuses a name that it does not know, too."""
+    program = f"from common import cli\nwith cli.one_line_errors('it'):\n    from common.{made}"
+    env = os.environ | {"MUJOCO_GL": "none-such", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"it: error: MuJoCo .* MUJOCO_GL=none-such \(.*\); unset it, .*\n", done.stderr), done.stderr
 
 
 def test_default_task_is_ogbenchs():
