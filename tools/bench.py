@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from shared import ROOT, check_folder
 
-from common import UserError, cli
+from common import UserError, cli, devices
 from common.buffers import ReplayBuffer, make_buffer, sample
 from common.critics import Critic
 from common.files import write_json
@@ -48,7 +48,7 @@ from common.seeds import compile_over_seeds, place, seed_keys
 from common.transitions import Dataset
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "def make_agent(" in path.read_text(encoding="utf-8"))
-MATMUL = 2048  # rows and columns of the product that measures the ceiling
+MATMUL = {"cpu": 2048}  # rows and columns of the product that measures the ceiling; elsewhere 8192, to fill a GPU
 THEIR_NAMES = {  # what decides the cost of an update: our argument -> its names in the authors' configurations
     "batch_size": ("batch_size", "drift_batch_size"),
     "hidden_dims": ("actor_hidden_dims", "value_hidden_dims", "critic_hidden_dims"),
@@ -182,20 +182,25 @@ def make_authors(folder: Path, name: str, args: Any, dataset: Dataset, num_updat
 
 
 def flops(function: Callable, *inputs) -> float:
-    """Of one call, by XLA's cost analysis. It counts the body of a loop once, so loops are unrolled for it."""
-    with mock.patch.object(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True)):
+    """Of one call, by XLA's cost analysis of the program for a CPU, which is compiled sooner than that for a GPU. It
+    counts the body of a loop once, so loops are unrolled for it."""
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    unrolled = mock.patch.object(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+    with unrolled, jax.default_device(devices.host()):
         # A function of its own, because an earlier trace of the same one, with loops, would be taken from JAX's cache.
         cost = jax.jit(lambda *inputs: function(*inputs)).lower(*inputs).compile().cost_analysis()
     costs: Any = cost[0] if isinstance(cost, list) else cost  # older versions of JAX give a list
     return float(costs["flops"])
 
 
-def make_ceiling() -> Callable[[], object]:
-    """A product of two large float32 matrices with the backend's default precision, as the networks use it."""
-    a = jax.random.normal(jax.random.PRNGKey(0), (MATMUL, MATMUL))
+def make_ceiling() -> tuple[Callable[[], object], float]:
+    """A product of two large float32 matrices with the backend's default precision, as the networks use it, and how
+    many GFLOP it is."""
+    size = MATMUL.get(devices.backend(), 8192)
+    a = jax.random.normal(jax.random.PRNGKey(0), (size, size))
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()
-    return lambda: multiply(a, a).block_until_ready()
+    return lambda: multiply(a, a).block_until_ready(), 2 * size**3 / 1e9
 
 
 def make_act(agent: Any, observation_dim: int, batch: int) -> Callable[[], object]:
@@ -275,10 +280,11 @@ def measure(
     once = seconds_per_call(probe, min(1.0, seconds))
     # As many updates per dispatch as fit into a round, at most the script's own interval.
     num_updates = int(np.clip(seconds / once, 1, args.log_every))
+    ceiling_call, ceiling_gflop = make_ceiling()
     calls: dict[str, Callable[[], object]] = {
         "scan": make_scan(script, agent, args, dataset, num_updates),
         "host": make_host(agent, args, dataset, num_updates),
-        "ceiling": make_ceiling(),
+        "ceiling": ceiling_call,
         "act_1": make_act(agent, dims[0], 1),
         "act_256": make_act(agent, dims[0], 256),
     }
@@ -304,7 +310,7 @@ def measure(
 
     batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), args.batch_size)
     gflop = flops(agent.update, agent.init(jax.random.PRNGKey(0)), batch) / 1e9
-    scan, ceiling = num_updates * args.num_seeds / median["scan"], 2 * MATMUL**3 / median["ceiling"] / 1e9
+    scan, ceiling = num_updates * args.num_seeds / median["scan"], ceiling_gflop / median["ceiling"]
     return {
         "script": name,
         "num_seeds": args.num_seeds,
@@ -396,6 +402,7 @@ def main() -> None:
             if not (authors / "agents" / f"{name}.py").exists():
                 print(f"NOTE    --authors {authors} has no agents/{name}.py", file=sys.stderr)
         settings = (tuple(known.dims), known.rounds, known.seconds, authors)
+        devices.keep_compiled_programs()
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
             rows = [measure(name, args, *settings) for name, args in arguments(names or SCRIPTS, rest).items()]
         print(f"\n{device_summary()}\n\n{table(rows)}")

@@ -60,9 +60,13 @@ class Group(NamedTuple):
     source: str  # of the data, one of SOURCES
     data: str  # what the data are, in words
     settings: dict  # what differs from the script's preset
-    reduced: bool  # whether one of these makes the run smaller than the preset
+    smaller: tuple[str, ...]  # those of them that are sizes below the preset's
     metric: str  # one of METRICS
     seeds: list[Seed]
+
+    @property
+    def reduced(self) -> bool:
+        return bool(self.smaller)
 
     @property
     def title(self) -> str:
@@ -227,8 +231,9 @@ def _group(key: tuple, seeds: list[Seed]) -> Group:
     algo, env, task, (source, _), settings, metric = key
     data, settings = seeds[0].result["dataset"], json.loads(settings)
     preset = presets(algo, env)
-    smaller = [name for name in SIZES & settings.keys() & preset.keys() if _size(settings[name]) < _size(preset[name])]
-    return Group(algo, env, task, source, describe_data(data), settings, bool(smaller), metric, seeds)
+    sizes = [name for name in settings if name in SIZES and name in preset]
+    smaller = tuple(name for name in sizes if _size(settings[name]) < _size(preset[name]))
+    return Group(algo, env, task, source, describe_data(data), settings, smaller, metric, seeds)
 
 
 def _size(value) -> float:

@@ -50,23 +50,29 @@ def markdown(groups: list[Group], papers: Papers) -> str:
 
 def readme_text(groups: list[Group], papers: Papers) -> str:
     """The benchmark's table, with the cells that are still empty, and below it what else was run on a paper's tasks,
-    also by an algorithm for which there is no published number: of each algorithm its longest runs."""
+    also by an algorithm for which there is no published number: of each algorithm its largest runs."""
     rows, others = benchmark(groups, papers)
     tasks = {(env, task) for env, task, _ in papers}
-    others = longest([group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks])
+    others = largest([group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks])
     text = markdown_table(rows) + "\n"
     if others:
-        what = "Smaller, with other settings, or on other data; of several runs the one with the most updates"
+        what = "Smaller, with other settings, or on other data; of several runs the longest, if possible of full size"
         text += f"\n{what}:\n\n{markdown(others, papers)}"
     return text
 
 
-def longest(groups: list[Group]) -> list[Group]:
-    """Of each task, data and algorithm those with the most updates: a choice that does not look at the score."""
+def largest(groups: list[Group]) -> list[Group]:
+    """Of each task, data and algorithm those of the preset's sizes, if there are any, and of these those with the most
+    updates: a choice that does not look at the score."""
     alike: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
         alike.setdefault((group.place, group.data, group.algo), []).append(group)
-    return [group for each in alike.values() for group in each if updates(group) == max(map(updates, each))]
+    return [group for each in alike.values() for group in each if size(group) == max(map(size, each))]
+
+
+def size(group: Group) -> tuple[bool, int]:
+    """Whether networks, batches and numbers of samples are the preset's at least, and the updates."""
+    return not set(group.smaller) - {"steps", "eval_episodes"}, updates(group)
 
 
 def write_csv(groups: list[Group], papers: Papers, file) -> None:

@@ -28,7 +28,7 @@ from read_runs import TITLES
 from shared import Parser, check_folder
 from tqdm import tqdm
 
-from common import UserError, cli
+from common import UserError, cli, devices
 from common.files import write_json
 from common.plots import check_picture, pyplot, save_figure
 from common.results import device_summary, git_commit, versions
@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--dims, --rounds and --updates must be positive.")
     check_picture(known.out)
     check_folder(known.json)
+    devices.keep_compiled_programs()
     with contextlib.redirect_stdout(sys.stderr):
         scripts = arguments(names or SCRIPTS, rest)
         found = measure(scripts, tuple(known.dims), known.rounds, known.updates)
