@@ -5,6 +5,7 @@ Everything is measured in one process, in turns, and reported as the median over
   host      the way of the authors' code: a NumPy batch from a dataset on the host, one dispatch per update
   authors   with --authors, their agent, their dataset class and their loop, from a clone of their repository
   ceiling   a large matrix product, the most arithmetic per second that this device gives to JAX here
+  act       one call of the policy, observations in and actions out, on the host's CPU, where evaluations have it
 With --num-seeds, scan trains the seeds side by side, and a line below the table says how that compares with one after
 the other inside the program. FLOPs per update come from XLA's cost analysis of one update.
 
@@ -204,8 +205,9 @@ def make_ceiling() -> tuple[Callable[[], object], float]:
 
 
 def make_act(agent: Any, observation_dim: int, batch: int) -> Callable[[], object]:
-    """One call of the policy, observation on the host to action on the host."""
-    state, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(1)
+    """One call of the policy on the host's CPU, where evaluations have it too."""
+    with jax.default_device(devices.host()):
+        state, key = jax.device_put((jax.jit(agent.init)(jax.random.PRNGKey(0)), jax.random.PRNGKey(1)), devices.host())
     observations = np.zeros((batch, observation_dim), np.float32)
     act = jax.jit(agent.act)
     np.asarray(act(state, observations, key))
