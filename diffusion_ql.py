@@ -214,7 +214,7 @@ class TrainState(NamedTuple):
 
 class Agent(NamedTuple):
     init: Callable  # (key) -> state
-    update: Callable  # (state, batch) -> (state, metrics: name -> scalar), one gradient step
+    update: Callable  # (state, batch) -> (state, metrics: name -> scalar)
     act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
     losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 
@@ -411,7 +411,7 @@ D4RL = {
     "antmaze-large-diverse": dict(eta=3.5, grad_norm=7.0, max_q_backup=True, **MAZE),
     "pen-human": dict(eta=0.15, grad_norm=7.0, learning_rate=3e-5, **PEN),
     "pen-cloned": dict(eta=0.1, grad_norm=8.0, learning_rate=3e-5, **PEN),
-    # As data: kitchen's environment fails with MuJoCo 4.
+    # For the record: kitchen cannot be run, its environment fails with MuJoCo 4.
     "kitchen-complete": dict(eta=0.005, grad_norm=9.0, **REST | dict(steps=250_000)),
     "kitchen-partial": dict(eta=0.005, grad_norm=10.0, **REST),
     "kitchen-mixed": dict(eta=0.005, grad_norm=10.0, **REST),

@@ -140,7 +140,7 @@ class TrainState(NamedTuple):
 
 class Agent(NamedTuple):
     init: Callable  # (key) -> state
-    update: Callable  # (state, batch) -> (state, metrics: name -> scalar), one gradient step
+    update: Callable  # (state, batch) -> (state, metrics: name -> scalar)
     act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
     losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 

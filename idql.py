@@ -4,7 +4,7 @@
     python idql.py --env antmaze-large-navigate --num-seeds 8  # the benchmark, on a GPU
     python idql.py --help
 
-Three learners that meet only when acting:
+Three learners, of which the policy meets the other two only when acting:
   1. a diffusion model of the behaviour policy: from Gaussian noise, T = 5 reverse steps, each one pass of a network
      that predicts the noise in its input. It sees no Q and no reward;
   2. a value network V, an expectile of Q over the dataset's actions. With `expectile` above 1/2 it leans to the good
@@ -216,7 +216,7 @@ class TrainState(NamedTuple):
 
 class Agent(NamedTuple):
     init: Callable  # (key) -> state
-    update: Callable  # (state, batch) -> (state, metrics: name -> scalar), one gradient step
+    update: Callable  # (state, batch) -> (state, metrics: name -> scalar)
     act: Callable  # (state, observations (B, S), key) -> actions (B, A) in [-1, 1]
     losses: dict[str, Callable]  # of the parameters of that name: (params, state, batch, key) -> (loss, metrics)
 
@@ -288,6 +288,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         half = len(batch["rewards"]) // 2
         for part, actor_key in zip((slice(half), slice(half, None)), actor_keys):
             half_batch = {name: x[part] for name, x in batch.items()}
+            # Of the two steps the second one's metrics are logged.
             grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
                 state.params["actor"], state, half_batch, actor_key
             )

@@ -31,7 +31,7 @@ class RunArgs:
     grid: tuple[str, ...] | None = None
     """train several values of a number side by side too, each with all seeds: alpha=1,3,10 discount=0.99,0.995"""
     steps: int = 1_000_000
-    """gradient steps; with --resume they may change"""
+    """updates; with --resume they may change"""
     log_every: int | None = None
     """updates per dispatch, over which losses are averaged; None is 5000 on a GPU and 100 on a CPU, if that divides"""
     save_every: int = 100_000

@@ -15,7 +15,7 @@ class MLP(nn.Module):
     """Dense -> activation (GELU in its tanh approximation) -> LayerNorm (optional) per hidden layer, then one linear
     layer.
 
-    LayerNorm comes after the activation, as in the authors' code (the papers print it before).
+    LayerNorm comes after the activation, as in the authors' code (DriftQL's paper prints it before).
     """
 
     hidden_dims: Sequence[int]

@@ -85,8 +85,9 @@ class Evaluator:
         support (where the environment reports it); `paths`, the xy positions of each episode of the first seed; `film`,
         frames of its first episode after the last step with --capture-video.
 
-        If `stopping()` is true, or becomes true while training waits for the evaluation, the result is None. result()
-        raises RuntimeError with the worker's traceback if an environment fails, UserError if a worker was killed.
+        If `stopping()` is true, or becomes true while training waits for the evaluation, the result is None. result(),
+        or where training waits the call itself, raises RuntimeError with the worker's traceback if an environment
+        fails, UserError if a worker was killed.
         """
         import jax  # as above
 

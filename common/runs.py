@@ -158,7 +158,7 @@ class Run:
         return self.done.step
 
     def stopping(self) -> bool:
-        """Whether Ctrl-C or SIGTERM asked for an end."""
+        """Whether Ctrl-C, SIGTERM or SIGHUP asked for an end."""
         return self.signals.number is not None
 
     def restore(self, state: Any) -> Any:

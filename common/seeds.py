@@ -69,10 +69,10 @@ def over_grid(
 def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
     """With several devices, and seeds that divide evenly among them: the seeds spread, the dataset on each of them.
     Otherwise everything on the first device."""
-    devices, num_seeds = jax.devices(), len(jax.tree.leaves(state)[0])
-    if num_seeds % len(devices):
-        say(f"NOTE    {num_seeds} seeds cannot be shared evenly by {len(devices)} devices; only the first one works")
-    if len(devices) == 1 or num_seeds % len(devices):
+    devices, count = jax.devices(), len(jax.tree.leaves(state)[0])
+    if count % len(devices):
+        say(f"NOTE    {count} side by side cannot be shared evenly by {len(devices)} devices; only the first works")
+    if len(devices) == 1 or count % len(devices):
         return state, buffer
     mesh = jax.sharding.Mesh(devices, ("seeds",))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))
@@ -100,7 +100,7 @@ def compile_over_seeds(train_chunk: Callable, state: Any, buffer: ReplayBuffer) 
     """`train_chunk(state, buffer) -> (state, metrics)` of one seed as a compiled program for all: state and metrics get
     a leading axis of seeds, the state is donated (its buffers are reused).
 
-    Returns train(state, buffer) -> (state, metrics as NumPy arrays (num_seeds,), seconds it took), and the metrics'
+    Returns train(state, buffer) -> (state, metrics as NumPy arrays (members,), seconds it took), and the metrics'
     names.
     """
     say(f"device  {device_summary()}")

@@ -1,6 +1,7 @@
 """Collected data: OGBench's format and procedures, workers that do not matter, and nothing half-written."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -134,11 +135,21 @@ def test_stitch_goals_are_four_cells_away():
 
 def test_explore_turns_every_ten_steps():
     """The ant goes nowhere in particular: no goal counts, 501 rows, actions that noise of std 1 often clips."""
-    ((episode, reached),) = play("antmaze-medium-explore", 1)
+    player, seen = make_episode_player("antmaze-medium-explore"), []
+    env, kind, walk, *rest = player.args
+
+    def spy(inputs):
+        seen.append(inputs[-2:])
+        return walk(inputs)
+
+    episode, reached = play_seeded(functools.partial(player.func, env, kind, spy, *rest), 0, 0, 0.0)
     assert len(episode["actions"]) == 501
     assert reached == 0
     clipped = (np.abs(episode["actions"]) == 1).mean()
     assert clipped > 0.3
+    directions = np.stack(seen[:500]).reshape(50, 10, 2)
+    np.testing.assert_allclose(directions, np.broadcast_to(directions[:, :1], directions.shape), atol=1e-4)
+    assert np.abs(directions[:, 0].mean(axis=0)).max() < 0.5
 
 
 def test_the_ant_reaches_goals_on_its_feet():
@@ -158,6 +169,24 @@ def test_p_random_action_replaces_that_share_of_the_actions():
     assert noisy["actions"].std() == pytest.approx(1 / np.sqrt(3), rel=0.03)
     assert np.abs(noisy["actions"].mean(axis=0)).max() < 0.1
     assert plain["actions"].std() < 0.5
+
+
+@pytest.mark.parametrize("name", ["pointmaze-medium-navigate", "cube-single-play"])
+def test_a_share_of_random_actions_is_that_share(name):
+    drawn = []
+
+    class Spy(np.random.Generator):
+        def uniform(self, low, high, *size):
+            value = super().uniform(low, high, *size)
+            if (low, high) == (-1, 1):
+                drawn.append(value)
+            return value
+
+    episode, _ = make_episode_player(name)(Spy(np.random.PCG64(0)), 0, 0.3)
+    taken = [np.isclose(episode["actions"], action).all(axis=1).any() for action in drawn]
+    assert all(taken)
+    share = len(taken) / len(episode["actions"])
+    assert share == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / len(episode["actions"])))
 
 
 def test_cubes_are_picked_up_and_moved():

@@ -160,7 +160,7 @@ def linear_actor(input_rows, num_inputs, action_dim, scale):
 
 
 def test_acting_draws_its_latents_from_the_ball():
-    """And so do the next actions of the TD target and the candidates: seen through an actor that shows its latent."""
+    """Seen through an actor that shows its latent. The candidates': in the update of the authors' code, above."""
     dim = 3
     agent = compiled(drol.make_agent(drol.Args(hidden_dims=(dim,), num_candidates=2), 2, dim))
     state = agent.init(jax.random.PRNGKey(0))

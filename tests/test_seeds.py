@@ -86,7 +86,7 @@ def test_seeds_spread_over_devices(tmp_path):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert output[-3:] == [
         "[1, 1, 1, 1] True",
-        "NOTE    6 seeds cannot be shared evenly by 4 devices; only the first one works",
+        "NOTE    6 side by side cannot be shared evenly by 4 devices; only the first works",
         "1",
     ]
     with np.load(tmp_path / "four.npz") as four:

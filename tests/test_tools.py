@@ -55,7 +55,7 @@ class Dataset(dict):
 """
 
 
-def test_bench_prints_a_row_per_script(tmp_path):
+def test_bench_prints_a_row(tmp_path):
     for name, text in (("agents/drol.py", THEIR_AGENT), ("utils/datasets.py", THEIR_DATASET)):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
