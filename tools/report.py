@@ -56,8 +56,8 @@ def readme_text(groups: list[Group], papers: Papers) -> str:
     others = largest([group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks])
     text = markdown_table(rows) + "\n"
     if others:
-        what = "Smaller, with other settings, or on other data; of several runs the longest, if possible of the preset's sizes"
-        text += f"\n{what}:\n\n{markdown(others, papers)}"
+        which = "of several runs the longest, if possible of the preset's sizes"
+        text += f"\nSmaller, with other settings, or on other data; {which}:\n\n{markdown(others, papers)}"
     return text
 
 
