@@ -39,7 +39,7 @@ def load(directory: str | Path) -> dict[str, Any]:
     """The checkpoint of a run: `state` (bytes for `restore`) and what `save` was given beside it.
 
     Raises UserError if it is missing or damaged."""
-    path = Path(directory) / FILE
+    path = Path(directory).expanduser() / FILE
     try:
         content = path.read_bytes()
     except OSError as error:

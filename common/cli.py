@@ -205,7 +205,7 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 def read_config(directory: str | Path) -> dict:
     """config.json of a run. Raises UserError if there is none or if it is not one."""
-    folder = Path(directory)
+    folder = Path(directory).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
         if isinstance(config["algo"], str) and isinstance(config["args"], dict) and "sha256" in config["dataset"]:

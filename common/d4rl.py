@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import os
+import re
 import shutil
 import sys
 import urllib.error
@@ -88,9 +89,12 @@ def resolve(env: str, suggest: bool = True) -> tuple[str, str] | None:
         if version not in (None, *versions):
             raise UserError(f"--env {env}: of D4RL's {name} there is {' and '.join(versions)} here.")
         return name, version or versions[0]
-    close = difflib.get_close_matches(name, [*OGBENCH_NAMES, *TASKS], n=3, cutoff=0.75)
+    close = difflib.get_close_matches(name.lower(), [*OGBENCH_NAMES, *TASKS], n=3, cutoff=0.75)
     if suggest and close and close[0] in TASKS:
         raise UserError(f"unknown environment '{env}': did you mean {', '.join(close)}?")
+    words = set(re.split("[-/]", name)) - {"antmaze"}  # which OGBench has too
+    if suggest and not close and (alike := [task for task in TASKS if task.split("-")[0] in words]):
+        raise UserError(f"unknown environment '{env}': of D4RL's there are {', '.join(alike)} here.")
     return None
 
 
@@ -180,20 +184,27 @@ def read_hdf5(path: Path, steps: int) -> dict[str, np.ndarray]:
     names = ("observations", "actions", "rewards", "terminals", "timeouts")
     try:
         with h5py.File(path) as file:
-            held = ", ".join(file) or "nothing"
+            held = list(file)
             there = {name: file[name] for name in names if isinstance(file.get(name), h5py.Dataset)}
             arrays = {name: x[()] for name, x in there.items() if x.shape is not None}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (OSError, RuntimeError, MemoryError):
+    except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:  # not of the content: locked, not readable, a folder
+            raise UserError(f"cannot read {path}: {os.strerror(error.errno)}.") from None
         raise UserError(f"{path} is not an HDF5 file, or it is cut or damaged; get it again.") from None
     if missing := [name for name in names[:4] if name not in arrays]:
-        raise UserError(f"{path} has no '{missing[0]}'; it holds {held}.")
+        if "episode_0" in held:
+            raise UserError(f"{path} is one of Minari's; it belongs in its folder, see docs/d4rl.md.")
+        more = f" and {len(held) - 10} more" if len(held) > 10 else ""
+        raise UserError(f"{path} has no '{missing[0]}'; it holds {', '.join(held[:10]) or 'nothing'}{more}.")
     arrays = checked_numbers(path, arrays)
     columns = {name: x[:, 0] if x.shape[1:] == (1,) and name in names[2:] else x for name, x in arrays.items()}
     for name in names[3:]:  # check_arrays sees the others
         if name in columns and columns[name].ndim != 1:
             raise UserError(f"{path}: '{name}' has shape {columns[name].shape}, one number per row is needed.")
+    if not np.isin(columns["terminals"], (0, 1)).all():
+        raise UserError(f"{path}: 'terminals' must be 0 or 1 in every row.")
     terminals, timeouts = columns.pop("terminals"), columns.pop("timeouts", None)
     dropped = _counted_timeouts(terminals, steps) if timeouts is None else timeouts != 0
     rows = np.flatnonzero(~dropped[:-1]).astype(np.int32)
@@ -284,9 +295,11 @@ def _find(task: str, version: str, data: str, data_dir: str | None) -> tuple[str
     file, minari_id = Path(TASKS[task].files[version]), TASKS[task].minari
     d4rl_folder = Path(data_dir or os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     minari_folder = Path(data_dir or os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
-    for path in (d4rl_folder / file.name, d4rl_folder / file):
-        if path.exists() and data != "download":
-            return "d4rl", path
+    found = [path for path in (d4rl_folder / file.name, d4rl_folder / file) if path.exists()]
+    if found and data != "download":
+        return "d4rl", found[0]
+    if found and minari_id is None:
+        raise UserError(f"--data download is for Minari's data, which {task} has not; without it, {found[0]} is taken.")
     reason = f"{file.name} is not in {d4rl_folder} (it is at {HOST}/{file})"
     if minari_id is None:
         raise UserError(f"{reason}, and Minari has no counterpart.")

@@ -141,7 +141,11 @@ def _make_antmaze(task: str, **kwargs) -> gymnasium.Env:
             ET.SubElement(world, "geom", box | {"pos": f"{4 * (j - 1)} {4 * (i - 1)} 1", "size": "2 2 1"})
     with tempfile.TemporaryDirectory() as folder:
         tree.write(f"{folder}/maze.xml")
-        return AntMaze(AntEnv(xml_file=f"{folder}/maze.xml", **kwargs), walls.split(), goal_cell)
+        # For films: from straight above, as OGBench's mazes.
+        rows, columns = len(walls.split()), len(walls.split()[0])
+        camera = {"lookat": 2.0 * np.array([columns - 3, rows - 3, 0]), "distance": 5 * (columns - 2), "elevation": -90}
+        env = AntEnv(xml_file=f"{folder}/maze.xml", default_camera_config=camera, **kwargs)
+        return AntMaze(env, walls.split(), goal_cell)
 
 
 def _make_minari_antmaze(task: str, **kwargs) -> gymnasium.Env:

@@ -204,6 +204,8 @@ def _read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] =
     except (zipfile.BadZipFile, zlib.error, EOFError):
         raise UserError(f"{path} is truncated or damaged; delete it and get it again.") from None
     except ValueError as error:
+        if path.suffix in (".hdf5", ".h5"):
+            raise UserError(f"{path}: HDF5 is read for D4RL's names alone (docs/d4rl.md); write an npz file.") from None
         if "allow_pickle" in str(error):
             raise UserError(
                 f"{path} holds pickled objects or is not an npz file; such files are never loaded."

@@ -171,14 +171,14 @@ PHYSICS = {"mujoco": MUJOCO, "geom_margin": "halved" if MARGINS_ADD_UP else "as 
 
 def load_mujoco() -> None:
     """MuJoCo comes with the renderer that MUJOCO_GL names, or, where that one is missing, not at all. Raises
-    UserError then: many set the variable for all that they run, and only films need it."""
+    UserError then: many set the variable for all that they run, though only films need it."""
     try:
         import mujoco  # noqa: F401  (a third of a second)
     except Exception as error:  # each renderer has its own
         if "MUJOCO_GL" not in os.environ:
             raise
         asked = f"MUJOCO_GL={os.environ['MUJOCO_GL']}"
-        raise UserError(f"MuJoCo does not start with {asked} ({error}); unset it, as only films need it.") from None
+        raise UserError(f"MuJoCo does not start with {asked} ({error}); unset it; for films, try another.") from None
 
 
 @contextlib.contextmanager

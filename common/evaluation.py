@@ -180,6 +180,10 @@ def play_film(
                 frames.append(np.asarray(env.render()))
             observation, done = lane.step(np.broadcast_to(action, env.action_space.sample().shape))
         env.close()
+    except UserError:
+        raise
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UserError(f"a film cannot be made here: {error}") from None
     except Exception as error:  # each of MuJoCo's renderers has its own
         raise UserError(
             f"a film cannot be made here ({type(error).__name__}: {error}); without a screen, try MUJOCO_GL=egl, or "

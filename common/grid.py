@@ -69,7 +69,7 @@ def parse_grid(args_class: type, words: tuple[str, ...]) -> dict[str, list[float
     for word in words:
         name, equals, listed = word.partition("=")
         name = name.lstrip("-").replace("-", "_")
-        if not equals:
+        if not (name and equals):
             raise UserError(f"--grid {word}: write it as --grid alpha=1,3,10, without spaces in it.")
         if name not in hints:
             close = difflib.get_close_matches(name, arithmetic, n=1)

@@ -158,6 +158,8 @@ def check_picture(path: Path, kinds: Sequence[str] | None = None) -> None:
     kinds = kinds or sorted(pyplot().Figure().canvas.get_supported_filetypes())
     if path.suffix[1:] not in kinds:
         raise UserError(f"{path}: the name must end in .{' or .'.join(kinds)}.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -94,7 +94,7 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(bad):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_policy_acts_as_its_run_does(name, tmp_path):
+def test_a_policy_acts_as_its_run_does(name, tmp_path, monkeypatch):
     """Of each seed of a checkpoint that was saved by hand: what the agent gives with the same state and key."""
     script = import_module(name)
     args = tiny_args(script, seed=3, num_seeds=2, hidden_dims=(8,))
@@ -114,6 +114,8 @@ def test_a_policy_acts_as_its_run_does(name, tmp_path):
         assert actions.shape == (5, 2)
         if name == "driftql":  # once is enough: `act` is the agent's, compiled
             np.testing.assert_allclose(actions, agent.act(state, observations, key), atol=1e-6)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert checkpoints.load_policy(f"~/{tmp_path.name}").step == 40
     with pytest.raises(UserError, match="has seeds 3 to 4, not 5"):
         checkpoints.load_policy(tmp_path, 5)
 

@@ -1,6 +1,7 @@
 """D4RL's names, files and environments, on files and roll-outs made here: D4RL's own cannot be had in a test."""
 
 import dataclasses
+import fcntl
 import importlib
 import importlib.util
 import io
@@ -88,7 +89,17 @@ def test_other_names_are_not_d4rls(name):
     assert d4rl.resolve(name) is None
 
 
-@pytest.mark.parametrize("name, hint", [("hopper-mediun", "hopper-medium"), ("pen-human-v3", "v1")])
+NEARLY = [
+    ("hopper-mediun", "hopper-medium"),
+    ("pen-human-v3", "v1"),
+    ("HOPPER-MEDIUM", "hopper-medium"),
+    ("hopper-random-v2", "hopper-medium, hopper-medium-replay"),
+    ("mujoco/hopper/medium-v0", "hopper-medium, hopper-medium-replay"),
+    ("pen", "pen-human, pen-cloned"),
+]
+
+
+@pytest.mark.parametrize("name, hint", NEARLY)
 def test_a_name_that_is_nearly_right_is_told(name, hint):
     with pytest.raises(UserError, match=f"{name}.*{hint}"):
         d4rl.resolve(name)
@@ -636,6 +647,23 @@ def test_damaged_files_are_one_line(hopper_file, tmp_path):
     assert "has 12 rows" in load()
     write_hdf5(path, {name: x[:1] for name, x in arrays.items()})
     assert "no transition" in load()
+    write_hdf5(path, {f"a{i}": np.zeros(1) for i in range(30)})
+    assert "it holds a0, a1, a10, a11, a12, a13, a14, a15, a16, a17 and 20 more." in load()
+    write_hdf5(path, {"episode_0/actions": np.zeros(1)})
+    assert "is one of Minari's" in load()
+    with open(path) as file:  # as HDF5 does for one who writes to it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert f"cannot read {path}: " in load()
+    path.unlink()
+    path.mkdir()
+    assert f"cannot read {path}: Is a directory" in load()
+
+
+def test_minaris_download_does_not_deny_the_file_that_is_there(tmp_path):
+    path = tmp_path / "hopper_medium_replay-v2.hdf5"
+    path.touch()
+    error = error_of(d4rl.load, "hopper-medium-replay", "v2", data="download", data_dir=str(tmp_path))
+    assert "--data download is for Minari's data" in error and str(path) in error
 
 
 @needs("minari", "h5py", "gymnasium_robotics")

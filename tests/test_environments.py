@@ -53,7 +53,7 @@ def test_a_renderer_that_is_missing_is_one_line(made):
     env = os.environ | {"MUJOCO_GL": "none-such", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"it: error: MuJoCo .* MUJOCO_GL=none-such \(.*\); unset it, .*\n", done.stderr), done.stderr
+    assert re.fullmatch(r"it: error: MuJoCo .* MUJOCO_GL=none-such \(.*\); unset it; .*\n", done.stderr), done.stderr
 
 
 def test_default_task_is_ogbenchs():

@@ -237,6 +237,7 @@ def test_a_loss_that_is_not_finite_names_its_combination(tmp_path):
     ("words", "message"),
     [
         (["alpha"], "write it as --grid alpha=1,3,10"),
+        (["=3"], "write it as --grid alpha=1,3,10"),
         (["alhpa=1,3"], "there is no alhpa; did you mean alpha?"),
         (["foo=1"], "there is no foo; it can have learning_rate, discount"),
         (["num-candidates=4,8"], "for num_candidates there is tools/sweep.py"),

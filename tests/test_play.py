@@ -103,7 +103,7 @@ def test_where_an_arm_went_is_refused_before_it_is_played(bandit, tmp_path, monk
     config["dataset"] |= {"name": "cube-single-play", "task": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(play, "load_members", None)
-    with pytest.raises(UserError, match="cube-single-play is neither a maze nor a bandit"):
+    with pytest.raises(UserError, match="cube-single-play is neither a bandit nor a maze"):
         ask(tmp_path, rollouts=tmp_path / "where.png")
 
 

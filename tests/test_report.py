@@ -197,6 +197,10 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     foreign.mkdir()
     (foreign / "config.json").write_text('{"learning_rate": 1}')
     (other / "config.json").unlink()
+    odd = {name: make_run(tmp_path) for name in ("steps", "env", "hidden_dims")}
+    for name, run in odd.items():
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"args": config["args"] | {name: None}}))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("not a run")
 
@@ -217,6 +221,8 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     assert reasons.pop(no_config) == "damaged: config.json cannot be read"
     assert reasons.pop(foreign) == "foreign: config.json is not of these scripts"
     assert reasons.pop(other) == "foreign: no config.json"
+    for name, run in odd.items():
+        assert reasons.pop(run) == f"damaged: config.json has no {name} that a run could have"
     assert not reasons
 
 
@@ -561,11 +567,13 @@ def test_corruption_is_drawn_over_the_share_of_random_actions(tmp_path):
     for i, share in enumerate((0.0, 0.2, 0.4)):
         data = COLLECTED | {"sha256": str(i) * 64, "collection": COLLECTED["collection"] | {"p_random_action": share}}
         make_run(tmp_path, data=data, seeds=(0, 1), finals=(0.8 - share, 0.9 - share))
+        make_run(tmp_path, data=data, finals=(0.1,), changes={"alpha": 3.0})
     figure = curves.draw_corruption(read_runs.read_runs(tmp_path)[0])
     (axes,) = figure.axes
+    assert {line.get_linestyle() for line in axes.lines} - {"None"} == {"-", "--"}  # a dash per setting
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "20", "40"]
-    assert axes.lines[0].get_xdata().tolist() == pytest.approx([0, 20, 40])
-    assert axes.lines[0].get_ydata().tolist() == pytest.approx([85, 65, 45])
+    (drawn,) = [line for line in axes.lines if line.get_ydata().tolist() == pytest.approx([85, 65, 45])]
+    assert drawn.get_xdata().tolist() == pytest.approx([0, 20, 40], abs=0.3)  # the other line is beside it
     assert "random actions" in axes.get_xlabel()
 
 

@@ -238,8 +238,8 @@ def test_every_sweep_file_of_the_repository_can_be_read():
         (["--scripts", "fql", "--envs", "bandit", "--tasks", "1", "one"], "tasks: one is not a whole number"),
         (["--scripts", "fql", "--envs", "bandit", "--set", "alpha="], "alpha has no value, or an empty one"),
         (
-            ["--scripts", "fql", "--envs", "bandit", "--set", "alpha=1", "--set", "alpha=3"],
-            "--set alpha is given twice",
+            ["--scripts", "fql", "--envs", "bandit", "--set", "batch_size=1", "--set", "batch-size=3"],
+            "--set batch-size is given twice",
         ),
         (["--scripts", "fql", "--envs", "bandit", "--set", "seed=1"], "--seed is no setting"),
         (["--scripts", "fql", "--envs", "bandit", "--set", "dataset=it's"], "dataset: it's: No closing quotation"),
@@ -273,6 +273,9 @@ def test_the_comma_of_a_grid_does_not_make_two_jobs(tmp_path, capsys):
         ("- {scripts: fql, envs: bandit, settings: {alpha: []}}", "alpha has no value"),
         ("- {scripts: fql, envs: bandit, settings: {--alpha: [1, '']}}", "alpha has no value"),
         ("- {scripts: fql, envs: bandit, settings: {runs_dir: here}}", "--runs-dir is no setting"),
+        ("- {scripts: fql, envs: bandit, settings: {lr_decay: 1, lr-decay: 2}}", "lr-decay is there twice"),
+        ("- {scripts: fql, envs: bandit, scripts: drol}", "scripts is there twice"),
+        ("[]", "must be a list of blocks"),
         ("- {scripts: fql, envs: bandit, settings: {hidden-dims: [[8, 8], [9, 9]]}}", "hidden-dims must be a value or"),
     ],
 )

@@ -98,6 +98,9 @@ def test_bench_says_what_the_authors_code_lacks(monkeypatch, tmp_path, capsys):
         (["--authors", tmp_path / "nowhere"], "nowhere has no folder agents/"),
         (["--seconds", "nan"], "must be positive"),
         (["--json", tmp_path / "nowhere" / "a.json"], "there is no folder"),
+        (["--json", tmp_path], "is a folder; name a file in it"),
+        (["--round", "5"], "unknown argument --round: did you mean --rounds?"),
+        (["--dims", "a", "3"], "argument --dims: invalid int value"),
     ):
         monkeypatch.setattr(sys, "argv", ["bench.py", "fql", *map(str, flags)])
         with pytest.raises(SystemExit) as stop:
@@ -159,7 +162,7 @@ def test_values_are_drawn_of_mazes_only(data_dir, tmp_path, monkeypatch):
     assert (tmp_path / "values.png").read_bytes()[:4] == b"\x89PNG"
     bandit = load_dataset("bandit")
     monkeypatch.setattr(plot, "load_dataset", lambda *_: bandit)
-    with pytest.raises(UserError, match="bandit is not a maze"):
+    with pytest.raises(UserError, match="bandit is not a maze with"):
         plot.draw_values([maze], [], tmp_path / "values.png")
 
 

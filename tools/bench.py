@@ -19,8 +19,9 @@ The data are random numbers of the right shape: speed does not depend on them. F
 it saves that critic and gradient are evaluated for the winning candidate only.
 """
 
-import argparse
 import contextlib
+import dataclasses
+import difflib
 import functools
 import importlib
 import itertools
@@ -38,7 +39,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-from shared import ROOT, check_folder
+from shared import ROOT, Parser, check_folder
 
 from common import UserError, cli, devices
 from common.buffers import ReplayBuffer, make_buffer, sample
@@ -258,11 +259,22 @@ def what_routing_saves(drol: ModuleType, args: Any, dims: tuple[int, int], round
     }
 
 
-def arguments(names: list[str], argv: list[str]) -> dict[str, Any]:
-    """Script -> its arguments, of all before any is measured. Raises UserError for what one of them does not take."""
+def flags(names: object) -> list[str]:
+    """--like-this, of the arguments in a namespace or of a class."""
+    return [cli.flag_of(name) for name in vars(names)]
+
+
+def arguments(names: list[str], argv: list[str], own: list[str]) -> dict[str, Any]:
+    """Script -> its arguments, of all before any is measured. own: flags of the tool, one of which may have been meant.
+    Raises UserError for what one of the scripts does not take."""
     found = {}
     for name in names:
         script = importlib.import_module(name)
+        theirs = [cli.flag_of(field.name) for field in dataclasses.fields(script.Args)]
+        for flag in (word.partition("=")[0] for word in argv if word.startswith("--")):
+            close = difflib.get_close_matches(flag, [*theirs, *own], n=1)
+            if flag not in theirs and close and close[0] in own:
+                raise UserError(f"unknown argument {flag}: did you mean {close[0]}?")
         found[name] = cli.parse(script.Args, script.PRESETS, argv)
         if found[name].grid:
             raise UserError("--grid: a combination costs what a seed does; measure --num-seeds.")
@@ -376,12 +388,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="bench.py [SCRIPT ...] [options] [arguments of the scripts]",
-        allow_abbrev=False,
-    )
+    usage = "bench.py [SCRIPT ...] [options] [arguments of the scripts]"
+    parser = Parser("tools/bench.py", __doc__, usage=usage, allow_abbrev=False)
     parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
@@ -389,8 +397,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     # By hand, because argparse would take the values of the scripts' own arguments for names of scripts.
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    known, rest = parser.parse_known_args(sys.argv[1 + len(names) :])
     with cli.one_line_errors("bench"):
+        known, rest = parser.parse_known_args(sys.argv[1 + len(names) :])
         for name in names:
             if name not in SCRIPTS:
                 raise UserError(f"no script '{name}'; there are {', '.join(SCRIPTS)}.")
@@ -406,7 +414,8 @@ def main() -> None:
         settings = (tuple(known.dims), known.rounds, known.seconds, authors)
         devices.keep_compiled_programs()
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
-            rows = [measure(name, args, *settings) for name, args in arguments(names or SCRIPTS, rest).items()]
+            scripts = arguments(names or SCRIPTS, rest, flags(known))
+            rows = [measure(name, args, *settings) for name, args in scripts.items()]
         print(f"\n{device_summary()}\n\n{table(rows)}")
         if known.json:
             about: dict[str, Any] = {"device": device_summary(), "versions": versions(), "git_commit": git_commit()}

@@ -5,6 +5,7 @@ import itertools
 import re
 import textwrap
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ STYLES = {
     "driftql": ("#0072b2", "o"), "fql": ("#d55e00", "s"), "drol": ("#009e73", "^"), "diffusion_ql": ("#cc79a7", "D"),
     "idql": ("#e69f00", "v"),
 }  # fmt: skip
+DASHES = ("-", "--", ":", "-.")  # of an algorithm's lines, one after the other
 OTHER_STYLES = [("#56b4e9", "P"), ("#000000", "X")]
 
 
@@ -41,7 +43,7 @@ def draw_curves(groups: list[Group]):
     figure, axes = pyplot().subplots(figsize=(5, 3.4))
     for algo in dict.fromkeys(group.algo for group in groups):
         mine = [group for group in groups if group.algo == algo]
-        for group, dashes in zip(mine, itertools.cycle(["-", "--", ":", "-."])):
+        for group, dashes in zip(mine, itertools.cycle(DASHES)):
             steps, values = mean_curve(group)
             every = max(1, len(steps) // 8)
             axes.plot(
@@ -74,13 +76,15 @@ def draw_corruption(groups: list[Group]):
         lines = defaultdict(list)
         for group in here:
             lines[group.algo, group.settings_text].append(group)
-        for i, line in enumerate(lines.values()):
+        dashes: dict[str, Iterator[str]] = defaultdict(lambda: itertools.cycle(DASHES))
+        for i, ((algo, _), line) in enumerate(lines.items()):
             points = sorted((100 * random_share(group), *mean_interval(group.scores, group.bounds)) for group in line)
             share, mean, low, high = np.array(points).T
-            label = _label(line, [group for group in here if group.algo == line[0].algo])
+            label = _label(line, [group for group in here if group.algo == algo])
             error = np.nan_to_num([mean - low, high - mean])
             beside = 0.6 * (i - (len(lines) - 1) / 2)  # so that no interval hides another
-            axes.errorbar(share + beside, mean, error, capsize=3, lw=1.6, ms=6, label=label, **style(line[0].algo))
+            options = {"ls": next(dashes[algo]), "lw": 1.6, "ms": 6, "capsize": 3, "label": label}
+            axes.errorbar(share + beside, mean, error, **style(algo), **options)
         axes.set_xticks(sorted({100 * random_share(group) for group in here}))
         _finish(axes, here, "random actions in the data, %", re.sub(r", \d+% random actions", "", here[0].data))
     return figure

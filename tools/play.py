@@ -101,7 +101,7 @@ def play(args: Args) -> dict[str, Any]:
     if args.rollouts and name not in BANDITS:
         with contextlib.closing(make_env()) as env:
             if not env.has_wrapper_attr("maze_map"):
-                raise UserError(f"--rollouts: {name} is neither a maze nor a bandit.")
+                raise UserError(f"--rollouts: {name} is neither a bandit nor a maze with a map (Minari's have none).")
 
     agent_of, trained, state, step = load_members(args.run)
     chosen = parse_grid(type(trained), args.grid or ())

@@ -13,7 +13,6 @@ each policy's actions early and late in training. `curves` and `corruption` draw
     python tools/plot.py values runs/antmaze-large-navigate-task1__* --out docs/values.png
 """
 
-import argparse
 import functools
 import importlib
 from pathlib import Path
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from curves import draw_runs
 from read_runs import TITLES, script_is_here
-from shared import ROOT
+from shared import ROOT, Parser
 from tqdm import tqdm
 
 from common import UserError
@@ -105,7 +104,7 @@ def draw_values(runs: list[Path], grid: list[str], out: Path) -> None:
         )
         env = data.make_env()
         if not env.has_wrapper_attr("maze_map"):
-            raise UserError(f"{run}: {data.name} is not a maze.")
+            raise UserError(f"{run}: {data.name} is not a maze with a map (Minari's have none).")
         maps.append((policy, env, np.asarray(batch["observations"][:, :2]), np.asarray(q_of(policy, batch))))
     low, high = np.percentile([q for *_, q in maps], [1, 99])
     rows = 1 if len(maps) < 4 else 2
@@ -146,7 +145,7 @@ def q_of(policy: Policy, batch: dict[str, jax.Array]) -> jax.Array:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("tools/plot.py", __doc__)
     pictures = parser.add_subparsers(dest="picture", required=True)
     bandit = pictures.add_parser("bandit", help="all policies on a bandit")
     bandit.add_argument("--env", choices=list(BANDITS), default="bandit")

@@ -189,6 +189,8 @@ def _read_run(run: Path) -> list[tuple[tuple, Seed]] | str:
         return "damaged: config.json cannot be read" if (run / "config.json").exists() else "foreign: no config.json"
     if not isinstance(config.get("algo"), str) or not isinstance(config.get("args"), dict):
         return "foreign: config.json is not of these scripts"
+    if wrong := _wrong_arguments(config["args"]):
+        return f"damaged: config.json has no {wrong} that a run could have"
     if result is None:
         if (run / "result.json").exists():
             return "damaged: result.json cannot be read"
@@ -199,8 +201,16 @@ def _read_run(run: Path) -> list[tuple[tuple, Seed]] | str:
         return f"damaged: result.json is not complete ({type(error).__name__}: {error})"
 
 
+def _wrong_arguments(args: dict) -> str | None:
+    """The first argument that is needed here and is of the wrong type."""
+    types: dict[str, type] = {"env": str, "seed": int, "steps": int}
+    needed = [name for name, kind in types.items() if not isinstance(args.get(name), kind)]
+    sizes = [name for name in SIZES & args.keys() if not isinstance(args[name], (int, float, list))]
+    return next(iter(needed + sorted(sizes)), None)
+
+
 def _why_unfinished(run: Path, config: dict) -> str:
-    step, steps = last_step(run), config["args"].get("steps", 0)
+    step, steps = last_step(run), config["args"]["steps"]
     where = f"at step {step:,} of {steps:,}"
     attempts = (read_json(run.parent / "job.json") or {}).get("attempts") or [{}]
     if attempts[-1].get("reason"):

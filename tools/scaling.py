@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from bench import SCRIPTS, arguments, buffer_shapes, make_scan, random_dataset, seconds_per_call
+from bench import SCRIPTS, arguments, buffer_shapes, flags, make_scan, random_dataset, seconds_per_call
 from curves import style
 from read_runs import TITLES
 from shared import Parser, check_folder
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     check_folder(known.json)
     devices.keep_compiled_programs()
     with contextlib.redirect_stdout(sys.stderr):
-        scripts = arguments(names or SCRIPTS, rest)
+        scripts = arguments(names or SCRIPTS, rest, flags(known))
         found = measure(scripts, tuple(known.dims), known.rounds, known.updates)
     draw(found, f"{device_summary()}; {' '.join(rest) or 'the presets'}", known.out)
     if known.json:

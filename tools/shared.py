@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 class Parser(argparse.ArgumentParser):
     """What is wrong with the arguments becomes a UserError."""
 
-    def __init__(self, program: str, description: str | None):
-        super().__init__(program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, prog: str, description: str | None = None, **options):
+        kind = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, formatter_class=kind, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -39,6 +40,10 @@ def check_folder(path: Path | None) -> None:
     """Raises UserError if the file cannot be made there, which is better known before a long work than after."""
     if path and not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}.")
+    if path and path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it.")
+    if path and not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: its folder is read-only.")
 
 
 def last_step(run: Path) -> int:

@@ -56,11 +56,28 @@ STARTS = 3  # of one job by one sweep, if signals end it: an out-of-memory kill 
 # ---------------------------------------------------------------------------------------------------------------- jobs
 
 
+class Loader(yaml.BaseLoader):
+    """Leaves every value as it is written: 1e-4, 0.10 and no are arguments, not numbers or truth values. Refuses a key
+    that is there twice, of which YAML's own loaders take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            name = _flag(key.value) if isinstance(key.value, str) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _flag(name: str) -> str:
+    return name.lstrip("-").replace("_", "-")
+
+
 def read_blocks(path: Path) -> list[dict]:
     """Blocks of a sweep file, all values strings. Raises UserError with the line that cannot be read."""
     try:
-        # BaseLoader leaves every value as it is written: 1e-4, 0.10 and no are arguments, not numbers or truth values.
-        blocks = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        blocks = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -68,7 +85,7 @@ def read_blocks(path: Path) -> list[dict]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     keys = {"scripts", "envs", "tasks", "seeds", "settings"}
-    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+    if not blocks or not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise UserError(f"{path} must be a list of blocks, see tools/sweep.py --help.")
     for unknown in (key for block in blocks for key in block if key not in keys):
         raise UserError(f"{path}: unknown key '{unknown}'; a block has {', '.join(sorted(keys))}.")
@@ -91,7 +108,7 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
         for key in ("scripts", "envs"):
             if not block.get(key):
                 raise UserError(f"a sweep needs {key}: --{key} on the command line, or in every block of the file.")
-        settings = {name.lstrip("-").replace("_", "-"): value for name, value in block.get("settings", {}).items()}
+        settings = {_flag(name): value for name, value in block.get("settings", {}).items()}
         for name in settings.keys() & OWN_FLAGS:
             raise UserError(f"--{name} is no setting: each job gets its own, from the sweep's envs, tasks and seeds.")
         given = {key: value for key, value in block.items() if key != "settings"} | settings
@@ -117,8 +134,8 @@ def _make_job(script: str, env: str, task: str | None, seed: str, settings: dict
     settings = {name: value.replace("{env}", env) for name, value in settings.items()}
     flags = ["--env", env, *(["--task", task] if task else []), "--seed", seed]
     for name, value in sorted(settings.items()):
-        if value in ("true", "false"):
-            flags.append(f"--{name}" if value == "true" else f"--no-{name}")
+        if value.lower() in ("true", "false"):
+            flags.append(f"--{name}" if value.lower() == "true" else f"--no-{name}")
         else:
             try:
                 flags += [f"--{name}", *shlex.split(value)]
@@ -295,7 +312,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for pair in args.set:
         if "=" not in pair:
             raise UserError(f"--set {pair} has no = (see tools/sweep.py --help)")
-    flags = [pair.partition("=")[0] for pair in args.set]
+    flags = [_flag(pair.partition("=")[0]) for pair in args.set]
     if twice := [flag for flag in flags if flags.count(flag) > 1]:
         raise UserError(f"--set {twice[0]} is given twice; its values go into one: --set {twice[0]}=1,3")
     if args.status and args.retry:
@@ -309,9 +326,10 @@ def main(argv: list[str]) -> int:
     given = {key: value for key in ("scripts", "envs", "tasks", "seeds") if (value := getattr(args, key))}
     pairs = [pair.split("=", 1) for pair in args.set]
     # The comma of --set grid=alpha=1,3 is --grid's.
-    settings = {flag: [value] if "=" in value else value.split(",") for flag, value in pairs}
+    settings = {_flag(flag): [value] if "=" in value else value.split(",") for flag, value in pairs}
     blocks = [block | given for block in (read_blocks(args.file) if args.file else [{}])]
-    blocks = [block | {"settings": block.get("settings", {}) | settings} for block in blocks]
+    for block in blocks:
+        block["settings"] = {_flag(flag): value for flag, value in block.get("settings", {}).items()} | settings
     jobs = make_jobs(blocks, args.runs_dir)
     if args.dry_run:
         print("\n".join(shlex.join(job.command) for job in jobs))
