@@ -573,7 +573,7 @@ def test_corruption_is_drawn_over_the_share_of_random_actions(tmp_path):
     assert {line.get_linestyle() for line in axes.lines} - {"None"} == {"-", "--"}  # a dash per setting
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "20", "40"]
     (drawn,) = [line for line in axes.lines if line.get_ydata().tolist() == pytest.approx([85, 65, 45])]
-    assert drawn.get_xdata().tolist() == pytest.approx([0, 20, 40], abs=0.3)  # the other line is beside it
+    assert drawn.get_xdata().tolist() == pytest.approx([0, 20, 40], abs=0.4)  # the other line is beside it
     assert "random actions" in axes.get_xlabel()
 
 
