@@ -368,6 +368,7 @@ def test_medium_and_large_are_ogbenchs_mazes():
         env = make(task)
         theirs = make_ogbench_env(task.replace("play", "navigate"), 1).unwrapped
         np.testing.assert_array_equal(env.get_wrapper_attr("maze_map"), theirs.maze_map)
+        assert env.unwrapped.mujoco_renderer.default_cam_config["elevation"] == -90  # films show the whole of it
         for name in ("body_mass", "actuator_gear", "dof_damping", "opt.timestep"):
             np.testing.assert_array_equal(*(attrgetter(name)(model) for model in (env.unwrapped.model, theirs.model)))
         for name in ("pos", "size", "margin", "friction"):  # theirs has a marker for the goal too
