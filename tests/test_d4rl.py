@@ -643,7 +643,7 @@ def test_damaged_files_are_one_line(hopper_file, tmp_path):
     write_hdf5(path, arrays | {"actions": np.zeros((12, 6))})
     assert "the environment needs (R, 3)" in load()
     write_hdf5(path, arrays | {"terminals": np.full(12, 0.5)})
-    assert "must be 0 or 1" in load()
+    assert "'terminals' must be 0 or 1" in load()
     write_hdf5(path, arrays | {"rewards": np.zeros(11)})
     assert "has 12 rows" in load()
     write_hdf5(path, {name: x[:1] for name, x in arrays.items()})

@@ -116,6 +116,9 @@ def test_missing_and_unreadable_places(own_dir, tmp_path, fails):
     path.unlink()
     path.mkdir()
     assert "cannot read" in fails(driftql, "--env", NAME, "--data-dir", own_dir)
+    (tmp_path / "a.hdf5").write_bytes(b"\x89HDF\r\n")
+    error = fails(driftql, "--env", "Pendulum-v1", "--dataset", tmp_path / "a.hdf5")
+    assert "HDF5 is read for D4RL's names alone" in error
 
 
 def test_no_network_says_what_to_do(tmp_path, fails, monkeypatch):

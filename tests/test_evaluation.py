@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,3 +190,16 @@ def test_no_worker_is_left_behind(how):
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
     process.wait(timeout=20)
     wait_for(lambda: not any(map(alive, workers)), seconds=20)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (UserError("no module named mine."), "^no module named mine.$"),
+        (gymnasium.error.DependencyNotInstalled("pip install pygame"), "^a film cannot be made here: pip .*pygame$"),
+        (RuntimeError("no display"), "no display.*MUJOCO_GL=egl"),
+    ],
+)
+def test_why_there_is_no_film(reason, advice):
+    with pytest.raises(UserError, match=advice):
+        evaluation.play_film(mock.Mock(side_effect=reason), lambda *_: 0, 0)

@@ -95,6 +95,9 @@ def test_where_no_picture_can_be_written_is_known_before(tmp_path):
     assert (tmp_path / "new").is_dir()
     with pytest.raises(UserError, match=r"a\.foo: the name must end in .*\.png"):
         plots.check_picture(tmp_path / "a.foo")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"folder\.png is a folder"):
+        plots.check_picture(tmp_path / "folder.png")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         plots.check_picture(tmp_path / "file" / "a.png")

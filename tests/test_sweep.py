@@ -191,7 +191,7 @@ def test_a_file_is_the_product_of_each_block(tmp_path):
     - scripts: fql
       envs: [bandit, bandit]
       seeds: [3]
-      settings: {normalize-q: false}
+      settings: {normalize_q: False}
     """
     made = commands(tmp_path, text)
     assert len(made) == 9  # 2 x 2 x 2, and the twice-named bandit once

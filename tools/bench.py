@@ -19,6 +19,7 @@ The data are random numbers of the right shape: speed does not depend on them. F
 it saves that critic and gradient are evaluated for the winning candidate only.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -132,7 +133,7 @@ def make_host(agent: Any, args: Any, dataset: Dataset, num_updates: int) -> Call
     """The same number of updates of one seed, each with a batch gathered by NumPy and a dispatch of its own."""
     rng, fields = np.random.default_rng(0), on_host(dataset)
     update = jax.jit(agent.update)
-    held = [agent.init(jax.random.PRNGKey(args.seed))]
+    held = [jax.jit(agent.init)(jax.random.PRNGKey(args.seed))]
 
     def call():
         for _ in range(num_updates):
@@ -259,9 +260,9 @@ def what_routing_saves(drol: ModuleType, args: Any, dims: tuple[int, int], round
     }
 
 
-def flags(names: object) -> list[str]:
-    """--like-this, of the arguments in a namespace or of a class."""
-    return [cli.flag_of(name) for name in vars(names)]
+def flags(known: argparse.Namespace) -> list[str]:
+    """Of a tool's own arguments."""
+    return [cli.flag_of(name) for name in vars(known)]
 
 
 def arguments(names: list[str], argv: list[str], own: list[str]) -> dict[str, Any]:
@@ -323,7 +324,7 @@ def measure(
         return statistics.median(args.num_seeds * x / s for x, s in zip(times[key], times["scan"]))
 
     batch = sample(make_buffer(dataset), jax.random.PRNGKey(0), args.batch_size)
-    gflop = flops(agent.update, agent.init(jax.random.PRNGKey(0)), batch) / 1e9
+    gflop = flops(agent.update, jax.eval_shape(agent.init, jax.random.PRNGKey(0)), batch) / 1e9
     scan, ceiling = num_updates * args.num_seeds / median["scan"], ceiling_gflop / median["ceiling"]
     return {
         "script": name,

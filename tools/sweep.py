@@ -71,11 +71,13 @@ class Loader(yaml.BaseLoader):
 
 
 def _flag(name: str) -> str:
+    """batch-size, however it was written."""
     return name.lstrip("-").replace("_", "-")
 
 
 def read_blocks(path: Path) -> list[dict]:
-    """Blocks of a sweep file, all values strings. Raises UserError with the line that cannot be read."""
+    """Blocks of a sweep file, all values strings, settings named as `_flag` does. Raises UserError with the line that
+    cannot be read."""
     try:
         blocks = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
@@ -94,7 +96,8 @@ def read_blocks(path: Path) -> list[dict]:
     for key, value in (pair for block in blocks for pair in (block | block.get("settings", {})).items()):
         if key != "settings" and not all(isinstance(each, str) for each in _values(value)):
             raise UserError(f"{path}: {key} must be a value or a list of values; several numbers in one: 256 256.")
-    return blocks
+    named = ({_flag(name): value for name, value in block.get("settings", {}).items()} for block in blocks)
+    return [block | {"settings": settings} for block, settings in zip(blocks, named)]
 
 
 def _values(value: str | list[str]) -> list[str]:
@@ -108,7 +111,7 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
         for key in ("scripts", "envs"):
             if not block.get(key):
                 raise UserError(f"a sweep needs {key}: --{key} on the command line, or in every block of the file.")
-        settings = {_flag(name): value for name, value in block.get("settings", {}).items()}
+        settings = block.get("settings", {})
         for name in settings.keys() & OWN_FLAGS:
             raise UserError(f"--{name} is no setting: each job gets its own, from the sweep's envs, tasks and seeds.")
         given = {key: value for key, value in block.items() if key != "settings"} | settings
@@ -328,8 +331,7 @@ def main(argv: list[str]) -> int:
     # The comma of --set grid=alpha=1,3 is --grid's.
     settings = {_flag(flag): [value] if "=" in value else value.split(",") for flag, value in pairs}
     blocks = [block | given for block in (read_blocks(args.file) if args.file else [{}])]
-    for block in blocks:
-        block["settings"] = {_flag(flag): value for flag, value in block.get("settings", {}).items()} | settings
+    blocks = [block | {"settings": block.get("settings", {}) | settings} for block in blocks]
     jobs = make_jobs(blocks, args.runs_dir)
     if args.dry_run:
         print("\n".join(shlex.join(job.command) for job in jobs))
