@@ -108,9 +108,7 @@ def moved_by_updates(agent, state, batch, num_updates):
         return state.params | {"target_actor": state.target_actor, "target_critic": state.target_critic}
 
     def updates(key, state, batch):
-        after = state._replace(key=key)
-        for _ in range(num_updates):
-            after, _ = agent.update(after, batch)
+        after = jax.lax.fori_loop(0, num_updates, lambda _, s: agent.update(s, batch)[0], state._replace(key=key))
         return jax.tree.map(jnp.subtract, networks(after), networks(state))
 
     return draw(updates, state, batch, num_draws=1024)
