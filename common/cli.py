@@ -160,7 +160,8 @@ def command_line(args_class: type, argv: Sequence[str], default: Any = None, pro
         message = itertools.takewhile(lambda line: line.strip("─-╰╯"), after_title)
         raise UserError(f"{' '.join(message)} (see {program} --help)") from None
     if unknown:
-        close = difflib.get_close_matches(unknown[0], [flag_of(x.name) for x in dataclasses.fields(args_class)], n=1)
+        flags = [flag_of(x.name) for x in dataclasses.fields(args_class)]
+        close = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.65)  # --lr is not --grid
         hint = f"did you mean {close[0]}?" if close else f"see {program} --help."
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
     return args_class(**{name: x for group in vars(parsed).values() for name, x in vars(group).items()})

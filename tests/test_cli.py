@@ -134,6 +134,7 @@ def test_help_works_from_any_folder(tmp_path):
     [
         (["--env", "antmaze-larg-navigate"], "did you mean antmaze-large-navigate"),
         (["--alhpa", "3"], "did you mean --alpha?"),
+        (["--lr", "3"], "unknown argument --lr: see driftql.py --help."),
         (["stray"], "unknown argument stray"),
         (["--alpha", "much"], "could not convert string to float: 'much'"),
         (["--env", "bandit", "--steps", "1.5"], "--steps"),
