@@ -209,13 +209,14 @@ def read_config(directory: str | Path) -> dict:
     folder = Path(directory).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
-        if isinstance(config["algo"], str) and isinstance(config["args"], dict) and "sha256" in config["dataset"]:
+        about = config["dataset"].keys() >= {"name", "source", "sha256", "observation_dim", "action_dim"}
+        if isinstance(config["algo"], str) and isinstance(config["args"], dict) and about:
             return config
     except FileNotFoundError:
         raise UserError(f"{folder}: there is no config.json, so this is not a run directory.") from None
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(f"{folder}: config.json is damaged.")
 

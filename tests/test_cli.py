@@ -222,9 +222,12 @@ def test_places_that_cannot_be_written(tmp_path, fails):
 # -------------------------------------------------------------------------------------------------------- config.json
 
 
+DATASET = {"name": "bandit", "source": "builtin", "sha256": None, "observation_dim": 1, "action_dim": 2}
+
+
 def write_config(directory: Path, **changes) -> None:
     args = {"args": json.loads(json.dumps(dataclasses.asdict(driftql.args_for("bandit"))))}
-    config = {"algo": "driftql", "git_commit": "abc", "dataset": {"sha256": None}} | args | changes
+    config = {"algo": "driftql", "git_commit": "abc", "dataset": DATASET} | args | changes
     (directory / "config.json").write_text(json.dumps(config))
 
 
@@ -257,6 +260,9 @@ def test_a_config_with_missing_keys_is_one_clear_line(tmp_path, fails):
     config = json.loads((tmp_path / "config.json").read_text())
     for key in ("algo", "args", "dataset"):
         (tmp_path / "config.json").write_text(json.dumps({k: x for k, x in config.items() if k != key}))
+        assert "config.json is damaged" in fails(driftql, "--resume", tmp_path)
+    for key in DATASET:
+        write_config(tmp_path, dataset={k: x for k, x in DATASET.items() if k != key})
         assert "config.json is damaged" in fails(driftql, "--resume", tmp_path)
     for content in ("{", "[]", "null", '{"algo": 1, "args": {}, "dataset": {}}'):
         (tmp_path / "config.json").write_text(content)

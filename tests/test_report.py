@@ -143,6 +143,29 @@ def test_data_settings_and_tasks_are_never_mixed(tmp_path):
     }
 
 
+def test_data_of_the_same_words_that_differ_are_told_apart(tmp_path):
+    for digest in "ab":
+        make_run(tmp_path, data={"source": "user", "path": f"/{digest}/my.npz", "sha256": digest * 64})
+    make_run(tmp_path, task=2, data={"source": "user", "path": "/c/my.npz", "sha256": "c" * 64})
+    groups, _ = read_runs.read_runs(tmp_path)
+    assert [group.data for group in groups] == [
+        "own file my.npz, sha256 aaaaaa", "own file my.npz, sha256 bbbbbb", "own file my.npz"
+    ]  # fmt: skip
+
+
+def test_a_script_that_cannot_be_imported_has_no_presets(tmp_path, monkeypatch, capsys):
+    (tmp_path / "half_written.py").write_text("def main(")
+    run = make_run(tmp_path / "runs")
+    for name in ("config.json", "result.json"):
+        (run / name).write_text((run / name).read_text().replace('"driftql"', '"half_written"'))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    read_runs.presets.cache_clear()
+    ((group,), _) = read_runs.read_runs(tmp_path / "runs")
+    assert group.settings_text.startswith("of a script not here: steps 1,000,000, ")
+    assert "NOTE    half_written.py has no presets to compare with (SyntaxError: " in capsys.readouterr().err
+
+
 def test_a_score_of_fewer_evaluations_than_three_says_so(tmp_path):
     result = make_run(tmp_path) / "result.json"
     content = json.loads(result.read_text())
@@ -187,6 +210,11 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     never = tmp_path / "never"
     never.mkdir()
     (never / "job.json").write_text(json.dumps({"attempts": [{"exit": 2, "reason": "fql: error: no such flag."}]}))
+    starts, nothing = tmp_path / "starts", tmp_path / "nothing"
+    for job in (starts, nothing):
+        job.mkdir()
+        (job / "job.json").write_text(json.dumps({"attempts": [{"exit": None, "reason": ""}]}))
+        (job / "lock").touch()
     unknown = make_run(tmp_path)
     (unknown / "result.json").write_text('{"algo": "driftql", "evaluations": [{"step": 1}]}')
     broken, half, nan = make_run(tmp_path), make_run(tmp_path), make_run(tmp_path, finals=(math.nan,))
@@ -205,7 +233,7 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     (tmp_path / "notes" / "readme.txt").write_text("not a run")
 
     with contextlib.ExitStack() as files:
-        assert lock(running, files)  # as its process does
+        assert lock(running, files) and lock(starts / "lock", files)  # as their processes do
         groups, left_out = read_runs.read_runs(tmp_path)
     assert {seed.run for group in groups for seed in group.seeds} == {kept, new}
     reasons = dict(left_out)
@@ -214,6 +242,8 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path):
     assert reasons.pop(stopped) == "not finished, at step 40,000 of 1,000,000: interrupted or failed"
     assert reasons.pop(failed) == "not finished, at step 10,000 of 1,000,000: driftql: error: no data."
     assert reasons.pop(never) == "failed before there was a run: fql: error: no such flag."
+    assert reasons.pop(starts) == "running, at its start"
+    assert reasons.pop(nothing) == "failed before there was a run: it left none"
     assert reasons.pop(broken) == "damaged: result.json cannot be read"
     assert reasons.pop(half).startswith("damaged: result.json is not complete")
     assert reasons.pop(unknown).startswith("damaged: result.json is not complete")
@@ -454,6 +484,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         "False",
         "80.0",
     )
+    assert (float(rows["driftql"]["ci95_low"]), float(rows["driftql"]["ci95_high"])) == (0, 100)
     assert "not finished, at step 10" in capsys.readouterr().err
 
     readme = tmp_path / "README.md"
@@ -558,6 +589,37 @@ def test_curves_are_drawn_per_problem_with_one_colour_per_algorithm(tmp_path):
     assert axes.get_ylabel() == "success, %"
     curves.draw_runs("curves", tmp_path / "runs", tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_many_settings_have_shades_and_say_their_value(tmp_path):
+    for alpha in (1.0, 3.0, 10.0, 30.0, 100.0):
+        make_run(tmp_path, changes={"alpha": alpha})
+    figure = curves.draw_curves(read_runs.read_runs(tmp_path)[0])
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 6]
+    assert len({line.get_color() for line in lines}) == 5
+    assert [line.get_label() for line in lines] == [f"DriftQL, alpha {x}, 1 seed" for x in (1, 3, 10, 30, 100)]
+
+
+def test_pictures_whose_names_differ_in_signs_alone_are_all_kept(tmp_path):
+    for name in ("my data.npz", "my-data.npz"):
+        make_run(tmp_path / "runs", data={"source": "user", "path": f"/{name}", "sha256": name * 8})
+    curves.draw_runs("curves", tmp_path / "runs", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_corruption_of_other_data_is_another_line(tmp_path):
+    for episodes, finals in ((1000, 0.8), (200, 0.5)):
+        for i, share in enumerate((0.0, 0.4)):
+            collection = COLLECTED["collection"] | {"p_random_action": share, "episodes": episodes}
+            make_run(
+                tmp_path, data=COLLECTED | {"sha256": f"{i}{episodes}", "collection": collection}, finals=(finals,)
+            )
+    (axes,) = curves.draw_corruption(read_runs.read_runs(tmp_path)[0]).axes
+    drawn = [line.get_ydata().tolist() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [50, 50] in drawn and [80, 80] in drawn
+    assert axes.get_title().split("data: ")[1].split() == ["collected", "here,", "not", "official"]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["DriftQL, 1 seed", "DriftQL, 200 episodes, 1 seed"]
 
 
 def test_corruption_is_drawn_over_the_share_of_random_actions(tmp_path):

@@ -158,6 +158,77 @@ def test_an_end_without_a_result_is_a_failure(tmp_path):
     assert sweep_job.look(tmp_path)[:5] == ("failed", 0, 0, 0.0, "ended without a result.json")
 
 
+def test_a_job_goes_on_where_its_script_and_folder_are_now(tmp_path):
+    """What begins with an old command, or with a damaged job.json, is started with that of this sweep."""
+    (job,) = sweep.make_jobs([{"scripts": "fql", "envs": "bandit"}], tmp_path)
+    for old in ({"command": ["python", "/elsewhere/fql.py"], "attempts": [{"exit": 3}]}, {}, {"command": []}):
+        job.folder.mkdir(exist_ok=True)
+        (job.folder / "job.json").write_text(json.dumps(old))
+        sweep.prepare(job)
+        assert sweep_job.read_job(job.folder) == {"command": list(job.command), "attempts": old.get("attempts", [])}
+
+
+def test_a_disk_that_is_full_for_a_moment_does_not_end_a_sweep(tmp_path, monkeypatch, capsys):
+    real, full = sweep.prepare, []
+
+    def prepare(job):
+        if len(list(tmp_path.glob("*/job.json"))) == 1 and not full:  # the first job runs, the second finds no room
+            full.append(job)
+            raise UserError("No space left on device.")
+        real(job)
+
+    monkeypatch.setattr(sweep, "prepare", prepare)
+    argv = [*STANDIN, "--seeds", "0", "1", "--workers", "2", "--runs-dir", str(tmp_path)]
+    handlers = {number: signal.getsignal(number) for number in sweep_table.NUMBERS}
+    try:
+        assert sweep.main(argv) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert full and "2 jobs: 2 done" in capsys.readouterr().out
+    monkeypatch.setattr(sweep, "prepare", lambda job: exec("raise UserError('No space left on device.')", globals()))
+    with pytest.raises(UserError, match="No space left"):  # nothing runs that could make room
+        sweep.run_here(sweep.make_jobs([{"scripts": "fql", "envs": "bandit"}], tmp_path), 1, [], sweep_table.Watch(0))
+
+
+def test_a_job_whose_folder_is_full_runs_all_the_same(tmp_path, monkeypatch):
+    def write(*_):
+        raise UserError("No space left on device.")
+
+    (tmp_path / "job.json").write_text(json.dumps({"command": ["python", "-c", "open('ran', 'w')"], "attempts": []}))
+    monkeypatch.setattr(sweep_job, "write_json", write)
+    monkeypatch.setattr(sweep_job.signal, "signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    assert sweep_job.run_job(tmp_path, 0) == 0
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", sweep_table.NUMBERS)
+def test_a_sweep_notes_what_asks_it_to_stop(number, capfd):
+    """A connection that is lost too; but not where it is ignored, as under nohup."""
+    before = signal.getsignal(number)
+    try:
+        with sweep_table.Watch(0) as watch:
+            signal.raise_signal(number)
+            assert watch.signal == number
+        signal.signal(number, signal.SIG_IGN)
+        with sweep_table.Watch(0) as watch:
+            signal.raise_signal(number)
+            assert watch.signal is None
+    finally:
+        signal.signal(number, before)
+
+
+def test_whoever_reads_a_sweep_may_leave(tmp_path):
+    """`sweep.py ... | head -1`"""
+    process = start(tmp_path, *STANDIN, "--seeds", "0", "1", "2")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""
+    assert len(results(tmp_path)) == 3
+
+
 def test_workers_have_cores_and_gpus_of_their_own(tmp_path, monkeypatch):
     """Two workers on this machine's cores and two GPUs."""
     script = tmp_path / "where.py"
@@ -241,6 +312,16 @@ def test_every_sweep_file_of_the_repository_can_be_read():
             ["--scripts", "fql", "--envs", "bandit", "--set", "batch_size=1", "--set", "batch-size=3"],
             "--set batch-size is given twice",
         ),
+        (["--scripts", "fql", "--envs", "bandit", "--set", "=1"], "--set has no name"),
+        (
+            ["--scripts", "fql", "--envs", "bandit", "--set", "hidden-dims=16,16"],
+            'hidden-dims has 16 twice; several numbers in one value: "16 16"',
+        ),
+        (
+            ["--scripts", "fql", "--envs", "bandit", "--seeds", "0", "1", "--set", "num-seeds=3"],
+            "with num-seeds 3 these seeds would be trained more than once; --seeds 0 3?",
+        ),
+        (["--scripts", "fql", "--envs", "bandit", "--runs-dir", __file__], "test_sweep.py is not a folder"),
         (["--scripts", "fql", "--envs", "bandit", "--set", "seed=1"], "--seed is no setting"),
         (["--scripts", "fql", "--envs", "bandit", "--set", "dataset=it's"], "dataset: it's: No closing quotation"),
         (["--scripts", "fql", "--envs", "bandit", "--status", "--retry"], "leave --retry out"),

@@ -5,11 +5,22 @@ import itertools
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from read_runs import METRICS, SOURCES, Group, mean_curve, mean_interval, random_share, read_runs, setting_text
+from read_runs import (
+    METRICS,
+    SOURCES,
+    Group,
+    mean_curve,
+    mean_interval,
+    natural,
+    presets,
+    random_share,
+    read_runs,
+    setting_text,
+)
 
 from common import UserError
 from common.plots import check_picture, pyplot, save_figure
@@ -29,6 +40,13 @@ def style(algo: str) -> dict:
     return {"color": color, "marker": marker}
 
 
+def shade(color: str, light: float) -> tuple[float, ...]:
+    """From 0, half black, over 0.5, the colour itself, to 1, half white."""
+    towards = 0.0 if light < 0.5 else 1.0
+    part = abs(light - 0.5)
+    return tuple((1 - part) * x + part * towards for x in pyplot().matplotlib.colors.to_rgb(color))
+
+
 def by_problem(groups: list[Group]) -> dict[tuple[str, str], list[Group]]:
     """(environment and task, data) -> groups that one picture compares."""
     problems = defaultdict(list)
@@ -39,25 +57,20 @@ def by_problem(groups: list[Group]) -> dict[tuple[str, str], list[Group]]:
 
 def draw_curves(groups: list[Group]):
     """Figure of one problem: mean over seeds, and its 95% interval if they are three or more, over gradient steps. One
-    colour per algorithm, one dash per setting."""
+    colour per algorithm, one dash per setting; of more settings than there are dashes, a shade for each too."""
     figure, axes = pyplot().subplots(figsize=(5, 3.4))
     for algo in dict.fromkeys(group.algo for group in groups):
-        mine = [group for group in groups if group.algo == algo]
-        for group, dashes in zip(mine, itertools.cycle(DASHES)):
+        alike = [group for group in groups if group.algo == algo]
+        mine = sorted(((_label([group], alike), group) for group in alike), key=lambda each: natural(each[0]))
+        for i, ((label, group), dashes) in enumerate(zip(mine, itertools.cycle(DASHES))):
             steps, values = mean_curve(group)
-            every = max(1, len(steps) // 8)
-            axes.plot(
-                steps,
-                values[:, 0],
-                ls=dashes,
-                lw=1.8,
-                ms=5,
-                markevery=every,
-                label=_label([group], mine),
-                **style(algo),
-            )
+            look = style(algo)
+            if len(mine) > len(DASHES):
+                look["color"] = shade(look["color"], i / (len(mine) - 1))
+            look |= {"ls": dashes, "lw": 1.8, "ms": 5, "markevery": max(1, len(steps) // 8)}
+            axes.plot(steps, values[:, 0], label=label, **look)
             if len(group.seeds) > 2:  # that of two seeds would cover the picture
-                axes.fill_between(steps, values[:, 1], values[:, 2], color=style(algo)["color"], alpha=0.13, lw=0)
+                axes.fill_between(steps, values[:, 1], values[:, 2], color=look["color"], alpha=0.13, lw=0)
     axes.xaxis.set_major_formatter(pyplot().matplotlib.ticker.EngFormatter(sep=""))
     _finish(axes, groups, "gradient steps", groups[0].data)
     return figure
@@ -73,34 +86,42 @@ def draw_corruption(groups: list[Group]):
     figure.subplots_adjust(wspace=0.3)
     for axes, place in zip(panels[0], places):
         here = [group for group in groups if group.place == place and group.data.startswith(SOURCES["collected"])]
-        lines = defaultdict(list)
+        lines, kinds = defaultdict(list), {_without_share(group) for group in here}
         for group in here:
-            lines[group.algo, group.settings_text].append(group)
+            lines[group.algo, group.settings_text, _without_share(group)].append(group)
         dashes: dict[str, Iterator[str]] = defaultdict(lambda: itertools.cycle(DASHES))
-        for i, ((algo, _), line) in enumerate(lines.items()):
+        for i, ((algo, _, kind), line) in enumerate(lines.items()):
             points = sorted((100 * random_share(group), *mean_interval(group.scores, group.bounds)) for group in line)
             share, mean, low, high = np.array(points).T
-            label = _label(line, [group for group in here if group.algo == algo])
+            others = [group for group in here if group.algo == algo]
+            label = _label(line, others, kind.partition("official, ")[2] if len(kinds) > 1 else "")
             error = np.nan_to_num([mean - low, high - mean])
             beside = 0.6 * (i - (len(lines) - 1) / 2)  # so that no interval hides another
             options = {"ls": next(dashes[algo]), "lw": 1.6, "ms": 6, "capsize": 3, "label": label}
             axes.errorbar(share + beside, mean, error, **style(algo), **options)
         axes.set_xticks(sorted({100 * random_share(group) for group in here}))
-        _finish(axes, here, "random actions in the data, %", re.sub(r", \d+% random actions", "", here[0].data))
+        data = kinds.pop() if len(kinds) == 1 else SOURCES["collected"]
+        _finish(axes, here, "random actions in the data, %", data)
     return figure
 
 
-def _label(line: list[Group], others: list[Group]) -> str:
-    """Algorithm, number of seeds, and the settings in which it differs from `others`, the algorithm's other lines."""
+def _without_share(group: Group) -> str:
+    """What data are, in words, but for the share of random actions and the sha256, which goes with it."""
+    return re.sub(r", \d+% random actions|, sha256 \w+", "", group.data)
+
+
+def _label(line: list[Group], others: Sequence[Group], data: str = "") -> str:
+    """Algorithm, number of seeds, and the settings in which it differs from `others`, the algorithm's other lines.
+    data: what the data are, if that differs too."""
     numbers = sorted({len(group.seeds) for group in line})
     count = " to ".join(map(str, numbers[:1] + numbers[-1:] * (len(numbers) > 1)))
     count += " seed" if numbers == [1] else " seeds"
     names = dict.fromkeys(name for other in others for name in other.settings)
     varied = [name for name in names if len({str(other.settings.get(name)) for other in others}) > 1]
     mine = line[0].settings
-    own = [f"{name} {setting_text(mine[name])}" if name in mine else f"preset {name}" for name in varied]
-    own = [text.replace("_", "-") for text in own]
-    return textwrap.fill(", ".join([line[0].title, *own, count]), 32)
+    usual = presets(line[0].algo, line[0].env)
+    own = [f"{name.replace('_', '-')} {setting_text(mine.get(name, usual.get(name)))}" for name in varied]
+    return textwrap.fill(", ".join(filter(None, [line[0].title, *own, data, count])), 32)
 
 
 def _finish(axes, groups: list[Group], x_label: str, data: str) -> None:
@@ -125,7 +146,9 @@ def draw_runs(picture: str, folder: Path, out: Path) -> None:
     else:
         for (place, data), problem in by_problem(groups).items():
             name = re.sub(r"[^a-zA-Z0-9%]+", "-", f"{place} {data}").replace("%", "percent")
-            figures[out / f"{name}.png"] = draw_curves(problem)
+            endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))  # names may differ in signs alone
+            path = next(path for ending in endings if (path := out / f"{name}{ending}.png") not in figures)
+            figures[path] = draw_curves(problem)
     for path, figure in figures.items():
         check_picture(path)
         save_figure(figure, path, 150, bbox_inches="tight")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -146,7 +147,7 @@ def read_runs(folder: Path) -> tuple[list[Group], list[tuple[Path, str]]]:
             members[key][seed.seed] = seed
     for (run, newer), twice in repeated.items():
         left_out.append((run, f"seed {', '.join(twice)}: ran again with the same settings and data, {newer.name}"))
-    groups = [_group(key, [found[seed] for seed in sorted(found)]) for key, found in members.items()]
+    groups = _tell_apart([_group(key, [found[seed] for seed in sorted(found)]) for key, found in members.items()])
     order = {algo: i for i, algo in enumerate(TITLES)}
     groups.sort(key=lambda g: (g.env, g.task or 0, g.data, order.get(g.algo, 99), g.algo, natural(g.settings_text)))
     return groups, sorted(left_out)
@@ -183,7 +184,8 @@ def _time(seed: Seed) -> str:
 def _read_run(run: Path) -> list[tuple[tuple, Seed]] | str:
     """Each seed, with the key of its group; or why the run is left out."""
     if (attempts := (read_json(run / "job.json") or {}).get("attempts")) is not None:
-        return f"failed before there was a run: {attempts[-1]['reason']}"
+        reason = attempts[-1]["reason"] or "it left none"
+        return "running, at its start" if _held(run / "lock") else f"failed before there was a run: {reason}"
     config, result = read_json(run / "config.json"), read_json(run / "result.json")
     if config is None:
         return "damaged: config.json cannot be read" if (run / "config.json").exists() else "foreign: no config.json"
@@ -215,10 +217,13 @@ def _why_unfinished(run: Path, config: dict) -> str:
     attempts = (read_json(run.parent / "job.json") or {}).get("attempts") or [{}]
     if attempts[-1].get("reason"):
         return f"not finished, {where}: {attempts[-1]['reason']}"
+    return f"running, {where}" if _held(run) else f"not finished, {where}: interrupted or failed"
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the lock of this folder or file."""
     with contextlib.ExitStack() as files:
-        if not lock(run, files):
-            return f"running, {where}"
-    return f"not finished, {where}: interrupted or failed"
+        return path.exists() and not lock(path, files)
 
 
 def _seeds(run: Path, config: dict, values: dict, result: dict) -> list[tuple[tuple, Seed]]:
@@ -244,6 +249,18 @@ def _group(key: tuple, seeds: list[Seed]) -> Group:
     sizes = [name for name in settings if name in SIZES and name in preset]
     smaller = tuple(name for name in sizes if _size(settings[name]) < _size(preset[name]))
     return Group(algo, env, task, source, describe_data(data), settings, smaller, metric, seeds)
+
+
+def _tell_apart(groups: list[Group]) -> list[Group]:
+    """Where data of the same words are not the same, the words have the beginning of the sha256 too."""
+    digests = [str(group.seeds[0].result["dataset"].get("sha256")) for group in groups]
+    alike = defaultdict(set)
+    for group, digest in zip(groups, digests):
+        alike[group.place, group.data].add(digest)
+    return [
+        group._replace(data=f"{group.data}, sha256 {digest[:6]}") if len(alike[group.place, group.data]) > 1 else group
+        for group, digest in zip(groups, digests)
+    ]
 
 
 def _size(value) -> float:
@@ -286,8 +303,12 @@ def presets(algo: str, env: str) -> dict:
     if not script_is_here(algo):
         return {}
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only tables are read; another process may use the GPU
-    script = importlib.import_module(algo)
-    values = dataclasses.asdict(script.args_for(env, log_every=1))  # not compared; to choose one would start JAX
+    try:
+        script = importlib.import_module(algo)
+        values = dataclasses.asdict(script.args_for(env, log_every=1))  # not compared; to choose one would start JAX
+    except Exception as error:  # one's own script may be half written, or another file of that name
+        print(f"NOTE    {algo}.py has no presets to compare with ({type(error).__name__}: {error})", file=sys.stderr)
+        return {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -84,7 +84,7 @@ def write_csv(groups: list[Group], papers: Papers, file) -> None:
         paper = find_paper(papers, group) or ("", "", "", "", "")
         rows.writerow([
             group.env, group.task or "", group.algo, group.data, group.official, group.settings_text, group.reduced,
-            group.metric, " ".join(str(seed.seed) for seed in group.seeds), *mean_interval(group.scores),
+            group.metric, " ".join(str(seed.seed) for seed in group.seeds), *mean_interval(group.scores, group.bounds),
             iqm_interval([group.scores])[0], " ".join(f"{score:.6g}" for score in group.scores), updates(group),
             np.mean([result["updates_per_second"] for result in results]),
             np.mean([result["wall_seconds"] for result in results]), hardware(group), *paper,

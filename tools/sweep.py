@@ -16,7 +16,7 @@ flag replaces the key in all blocks:
       seeds: [0, 1, 2]          # left out: 0
       settings:                 # flags of the scripts; a list is tried value by value, {env} is the environment's name
         alpha: [1, 3, 10]
-        hidden-dims: 256 256
+        hidden-dims: 256 256    # one value of two numbers; a path with blanks needs quotes of its own: "'my data.npz'"
         normalize-q: true       # true and false become --normalize-q and --no-normalize-q
 
 Each job has a folder of its own in --runs-dir: job.json (command, attempts), lock, stdout.txt, stderr.txt, its run
@@ -43,7 +43,7 @@ from pathlib import Path
 import yaml
 from shared import ROOT, Parser
 from sweep_job import Job, look, read_job, slurm_id, stop
-from sweep_table import Watch, status, table
+from sweep_table import Watch, show, status
 
 from common import UserError
 from common.cli import one_line_errors
@@ -115,11 +115,15 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
         for name in settings.keys() & OWN_FLAGS:
             raise UserError(f"--{name} is no setting: each job gets its own, from the sweep's envs, tasks and seeds.")
         given = {key: value for key, value in block.items() if key != "settings"} | settings
-        for key in (key for key, value in given.items() if not value or "" in _values(value)):
-            raise UserError(f"{key} has no value, or an empty one.")
+        for key in (key for key, value in given.items() if not key or not value or "" in _values(value)):
+            raise UserError(f"{key or '--set'} has no {'value, or an empty one' if key else 'name'}.")
+        for key, value in settings.items():
+            if twice := [each for each in _values(value) if _values(value).count(each) > 1]:
+                raise UserError(f'{key} has {twice[0]} twice; several numbers in one value: "{twice[0]} {twice[0]}".')
         for key in ("tasks", "seeds"):
             for value in (value for value in _values(block.get(key, [])) if not value.isdecimal()):
                 raise UserError(f"{key}: {value} is not a whole number; write several as {key}: [1, 2] or --{key} 1 2.")
+        _check_seeds(_values(block.get("seeds", ["0"])), _values(settings.get("num-seeds", ["1"])))
         axes = [block["scripts"], block["envs"], block.get("tasks", [None]), block.get("seeds", ["0"])]
         for script, env, task, seed, *values in itertools.product(*map(_values, [*axes, *settings.values()])):
             combinations.append((script, env, task, seed, dict(zip(settings, values))))
@@ -127,6 +131,15 @@ def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
     shown = {flag for flag in flags if len({settings.get(flag) for *_, settings in combinations}) > 1}
     jobs = [_make_job(*combination, shown, runs_dir) for combination in combinations]
     return list({job.folder: job for job in jobs}.values())
+
+
+def _check_seeds(seeds: list[str], numbers: list[str]) -> None:
+    """Raises UserError if jobs that train several seeds side by side would train some of them twice."""
+    for number in map(int, filter(str.isdecimal, numbers)):
+        first = sorted(map(int, seeds))
+        if any(b - a < number for a, b in itertools.pairwise(first)):
+            apart = " ".join(str(first[0] + i * number) for i in range(len(first)))
+            raise UserError(f"with num-seeds {number} these seeds would be trained more than once; --seeds {apart}?")
 
 
 def _make_job(script: str, env: str, task: str | None, seed: str, settings: dict, shown: set, runs_dir: Path) -> Job:
@@ -190,7 +203,12 @@ def run_here(jobs: list[Job], workers: int, gpus: list[str], watch: Watch) -> No
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
                 if workers > len(gpus):
                     environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-            prepare(job)
+            try:
+                prepare(job)
+            except UserError:
+                if own or running:  # a disk that is full now may have room when a job has ended
+                    break
+                raise
             process = subprocess.Popen(job_process(job.folder, worker), env=environment, start_new_session=True)
             if cores:
                 mine = [core for i, core in enumerate(cores) if i * workers // len(cores) == worker]
@@ -202,11 +220,13 @@ def run_here(jobs: list[Job], workers: int, gpus: list[str], watch: Watch) -> No
 
 
 def prepare(job: Job) -> None:
-    """Makes the job's folder. Raises UserError if that cannot be done."""
+    """Makes the job's folder; its command is this sweep's, also where the repository, the script or the folder has
+    moved. Raises UserError if that cannot be done."""
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        if not (job.folder / "job.json").exists():
-            write_json(job.folder / "job.json", {"command": job.command, "attempts": []})
+        record = read_job(job.folder)
+        if record["command"] != list(job.command):
+            write_json(job.folder / "job.json", record | {"command": job.command})
     except OSError as error:
         raise UserError(f"cannot make {job.folder}: {error.strerror}.") from None
 
@@ -310,6 +330,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--gpus-per-job", type=int, default=0)
     add("--memory-gb", type=float)
     args = parser.parse_args(argv)
+    if args.runs_dir.exists() and not args.runs_dir.is_dir():
+        raise UserError(f"--runs-dir {args.runs_dir} is not a folder.")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers} must be positive.")
     for pair in args.set:
@@ -350,7 +372,7 @@ def main(argv: list[str]) -> int:
         with watch:
             run_on_slurm(jobs, args, watch) if args.slurm else run_here(jobs, args.workers, args.gpus, watch)
             statuses = {job: look(job.folder) for job in jobs}
-    watch.console.print(table(statuses))
+    show(watch.console, statuses)
     return 128 + watch.signal if watch.signal else int(any(s.state != "done" for s in statuses.values()))
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from shared import last_step, read_json
 
+from common import UserError
 from common.files import write_json
 
 
@@ -39,7 +40,7 @@ class Status(NamedTuple):
 
 def read_job(folder: Path) -> dict[str, Any]:
     """Content of job.json; an empty command and no attempts where there is none."""
-    return read_json(folder / "job.json") or {"command": [], "attempts": []}
+    return {"command": [], "attempts": []} | (read_json(folder / "job.json") or {})
 
 
 def slurm_id(folder: Path) -> str | None:
@@ -134,7 +135,8 @@ def run_job(folder: Path, worker: int) -> int:
         )  # fmt: skip
     attempt: dict[str, Any] = {"started": time.time(), "from_step": last_step(run) if run else 0, "pid": process.pid}
     attempt |= {"host": socket.gethostname(), "worker": worker, "exit": None, "reason": ""}
-    write_json(folder / "job.json", job | {"attempts": [*job["attempts"], attempt]})
+    with contextlib.suppress(UserError):  # a full disk: the script runs, and its own files say how far it is
+        write_json(folder / "job.json", job | {"attempts": [*job["attempts"], attempt]})
     code, reason = process.wait(), ""
     if code < 0:
         reason = f"killed by signal {-code}"
@@ -146,7 +148,8 @@ def run_job(folder: Path, worker: int) -> int:
         lines = [line for line in said.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {code}"
     attempt |= {"exit": code, "reason": reason, "ended": time.time()}
-    write_json(folder / "job.json", job | {"attempts": [*job["attempts"], attempt]})
+    with contextlib.suppress(UserError):
+        write_json(folder / "job.json", job | {"attempts": [*job["attempts"], attempt]})
     return code
 
 

@@ -1,5 +1,6 @@
 """What is seen of a sweep: one table of all jobs, kept up to date on a terminal; elsewhere a line per change."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,11 +16,15 @@ from rich.text import Text
 from shared import duration
 from sweep_job import Job, Status, look, slurm_id
 
+from common.progress import say
+from common.signals import NUMBERS
+
 STYLES = {"running": "bold", "failed": "red", "waiting": "dim", "done": "green"}
 
 
 class Watch:
-    """Looks at all jobs every `seconds`, shows them, and notes Ctrl-C and SIGTERM in `signal`. A context manager."""
+    """Looks at all jobs every `seconds`, shows them, and notes Ctrl-C, SIGTERM and SIGHUP in `signal`. A context
+    manager."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -30,21 +35,24 @@ class Watch:
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if terminal else None
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        for number in NUMBERS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP by nohup
+                signal.signal(number, self._on_signal)
         if self.live:
             self.live.start()
         return self
 
     def __exit__(self, *_):
-        if self.live:
-            self.live.stop()
+        with contextlib.suppress(OSError):
+            if self.live:
+                self.live.stop()
 
     def _on_signal(self, number: int, _) -> None:
         if self.signal:
             os._exit(128 + number)  # the jobs go on, or go on saving, without this process
         self.signal = number
-        os.write(2, b"\nstopping; Ctrl-C again leaves at once\n")
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            os.write(2, b"\nstopping; Ctrl-C again leaves at once\n")
 
     def __call__(self, jobs: list[Job], queued: dict[str, str] | None, starting: Collection[Path] = ()):
         """Status of each job, after a pause. queued: as `status` takes it; starting: folders of jobs whose process has
@@ -56,11 +64,14 @@ class Watch:
         ended = {job: s for job, s in before.items() if s.state in ("done", "failed")}  # they do not change any more
         self.statuses = {job: ended.get(job) or status(job, queued, starting) for job in jobs}
         if self.live:
-            self.live.update(table(self.statuses), refresh=True)
+            try:
+                self.live.update(table(self.statuses), refresh=True)
+            except OSError:
+                self.live = None  # there is no terminal any more
         else:
             for job, s in self.statuses.items():
                 if s.state != (before[job].state if before else "waiting"):
-                    print(f"{s.state:8} {job.title}  {s.note}".rstrip(), flush=True)
+                    say(f"{s.state:8} {job.title}  {s.note}".rstrip())
         return self.statuses
 
 
@@ -74,6 +85,13 @@ def status(job: Job, queued: dict[str, str] | None, starting: Collection[Path] =
         note = f"queued as {entry}, {'no answer' if queued is None else queued[entry]}; {s.note}"
         return s._replace(queued=True, note=note.rstrip("; "))
     return s
+
+
+def show(console: Console, statuses: dict[Job, Status]) -> None:
+    """Prints the table, if there is somebody to read it."""
+    with console.capture() as text:
+        console.print(table(statuses))
+    say(text.get().rstrip("\n"))
 
 
 def table(statuses: dict[Job, Status]) -> Group:
