@@ -6,8 +6,7 @@
     metrics.csv         one line per seed (with --grid of each combination) and log interval or evaluation; TensorBoard
                         events hold the same
     checkpoint.msgpack  the state of all seeds and the evaluations so far, written to another name, then renamed
-    result.json         written when the run ends well
-    curve.png, rollouts.png, film.gif
+    result.json         written when the run ends well, with curve.png, rollouts.png, film.gif
 """
 
 import contextlib
@@ -83,6 +82,7 @@ class Run:
                 raise UserError(f"{self.directory}: another process is working on this run.")
             remove_parts(self.directory)
             self.done, self.content = self._open_old() if args.resume else (Progress(), None)
+            files.callback(self._remove_if_empty)
             self.saved_step, self.began = self.done.step, time.monotonic()
             self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
             self.writers = [files.enter_context(contextlib.closing(writer)) for writer in self._event_writers()]
@@ -119,9 +119,12 @@ class Run:
     def _start_tracking(self, files: contextlib.ExitStack):
         import wandb  # an optional package
 
-        name, config = self.directory.name, cli.read_config(self.directory)
-        where = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:8]  # a sweep's names may be equal
-        tracker = wandb.init(project="offline-rl-jax", id=f"{name}-{where}", name=name, resume="allow", config=config)
+        name, about = self.directory.name, cli.read_config(self.directory)
+        key = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:8]  # a sweep's names may be equal
+        try:
+            tracker = wandb.init(project="offline-rl-jax", id=f"{name}-{key}", name=name, resume="allow", config=about)
+        except wandb.errors.Error as error:  # no key, no server
+            raise UserError(f"--track: {' '.join(str(error).split())}") from None
         tracker.define_metric("*", step_metric="step")  # of its own, because an evaluation may come late
         files.callback(tracker.finish)
         return tracker
@@ -133,7 +136,6 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk has been reported already
             self.files.close()
         if kind is UserError:
-            self._remove_if_empty()
             raise UserError(f"{error} {self._what_is_kept()}".rstrip()) from None
 
     def _remove_if_empty(self) -> bool:
@@ -193,9 +195,8 @@ class Run:
         self.done.updates += self.interval
         self.done.seconds += seconds
         for name, values in metrics.items():
-            if not np.isfinite(values).all():
-                who = self._who(int(np.flatnonzero(~np.isfinite(values))[0]))
-                raise UserError(f"{name} of {who} is not finite at step {self.step:,}.")
+            if len(bad := np.flatnonzero(~np.isfinite(values))):
+                raise UserError(f"{name} of {self._who(int(bad[0]))} is not finite at step {self.step:,}.")
         speed = np.full(len(self.members), self.interval / seconds)
         self._write(self.step, metrics | {"charts/updates_per_second": speed})
         self._log_played(wait=False)

@@ -422,6 +422,7 @@ def test_the_page_is_self_contained_and_every_number_leads_to_its_source(tmp_pat
     make_run(tmp_path / "runs", "fql", seeds=(0, 1, 2), finals=(0.7, 0.8, 0.9))
     make_run(tmp_path / "runs", "drol", "pointmaze-medium-navigate")
     (text,) = written(tmp_path, "html")
+    assert written(tmp_path, "html") == [text]  # a change of the file is a change of the results
     page = Page(text)
     assert page.loads
     assert all(source.startswith("data:image/") for source in page.loads)

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import Future
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import jax
@@ -263,6 +265,18 @@ def test_kill_and_resume_is_bit_identical(uninterrupted, data_dir, tmp_path):
     (directory / "checkpoint.msgpack").unlink()  # as if killed before the first checkpoint
     launch(driftql, "--no-progress", "--resume", directory)
     assert_same_run(directory, uninterrupted)
+
+
+def test_a_tracker_that_cannot_start_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, fails):
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__, wandb.errors = ModuleSpec("wandb", None), types.SimpleNamespace(Error=KeyError)
+
+    def init(**_):
+        raise KeyError("No API key configured.")
+
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert "--track: 'No API key configured.'" in fails(driftql, *tiny_flags(driftql), "--track")
 
 
 def test_steps_may_change_on_resume(tmp_path, capsys, fails):
