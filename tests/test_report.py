@@ -467,6 +467,7 @@ def test_a_readme_that_is_not_text_is_one_clear_line(tmp_path):
 def test_markdown_csv_and_readme(tmp_path, capsys):
     make_run(tmp_path / "runs", seeds=(0, 1), finals=(0.2, 0.4), data=COLLECTED)
     make_run(tmp_path / "runs", finals=(0.99,), data=COLLECTED, changes={"steps": 500_000})
+    make_run(tmp_path / "runs", finals=(0.97,), data=COLLECTED | {"sha256": "f" * 64}, changes={"steps": 400_000})
     make_run(tmp_path / "runs", finals=(0.98,), data=COLLECTED, changes={"steps": 2_000_000, "hidden_dims": [256, 256]})
     make_run(tmp_path / "runs", "fql", seeds=(0, 1), finals=(0.8, 0.8))
     # DROL's paper has no number for one task.
@@ -475,7 +476,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
     make_run(tmp_path / "runs", "drol", "pointmaze-medium-navigate")
     unfinished(tmp_path / "runs", 10)
     table, numbers = written(tmp_path, "md", "csv")
-    ours = "| DriftQL | 30.0 [0.0, 100.0] | 95 ± 2 (official data) | collected here, not official |"
+    ours = "| DriftQL | 30.0 [0.0, 100.0] | 95 ± 2 (official data) | collected here, not official, sha256 cccccc |"
     assert f"| antmaze-large-navigate task 1 {ours} preset | 2 | 1,000,000 |" in table
     assert "| FQL | 80.0 [80.0, 80.0] | 80 ± 8 | official | preset | 2 | 1,000,000 |" in table
     assert "| DriftQL | 99.0 |" in table
@@ -504,7 +505,7 @@ def test_markdown_csv_and_readme(tmp_path, capsys):
         assert ours in second
         # Of several runs the longest of full size, whichever scored higher.
         assert not re.search(r"\b9[789]\.0", second)
-        assert "| DROL | 0.0 |  | collected here, not official | reduced: steps 300,000 | 1 | 300,000 |" in second
+        assert "| DROL | 0.0 |  | collected here, not official, sha256 cccccc | reduced: steps 300,000 | 1 |" in second
         assert "FQL" not in second.replace("DriftQL", "")
         assert "pointmaze" not in text
 

@@ -20,6 +20,7 @@ from read_runs import (
     random_share,
     read_runs,
     setting_text,
+    without_digest,
 )
 
 from common import UserError
@@ -41,9 +42,8 @@ def style(algo: str) -> dict:
 
 
 def shade(color: str, light: float) -> tuple[float, ...]:
-    """From 0, half black, over 0.5, the colour itself, to 1, half white."""
-    towards = 0.0 if light < 0.5 else 1.0
-    part = abs(light - 0.5)
+    """From 0, half black, over 0.5, the colour itself, to 1, a third white."""
+    towards, part = (0.0, 0.5 - light) if light < 0.5 else (1.0, (light - 0.5) * 2 / 3)
     return tuple((1 - part) * x + part * towards for x in pyplot().matplotlib.colors.to_rgb(color))
 
 
@@ -107,7 +107,7 @@ def draw_corruption(groups: list[Group]):
 
 def _without_share(group: Group) -> str:
     """What data are, in words, but for the share of random actions and the sha256, which goes with it."""
-    return re.sub(r", \d+% random actions|, sha256 \w+", "", group.data)
+    return re.sub(r", \d+% random actions", "", without_digest(group.data))
 
 
 def _label(line: list[Group], others: Sequence[Group], data: str = "") -> str:

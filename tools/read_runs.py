@@ -263,6 +263,11 @@ def _tell_apart(groups: list[Group]) -> list[Group]:
     ]
 
 
+def without_digest(data: str) -> str:
+    """The words alone."""
+    return re.sub(r", sha256 \w+", "", data)
+
+
 def _size(value) -> float:
     return sum(value) if isinstance(value, (list, tuple)) else value
 
