@@ -3,8 +3,7 @@
 `runs/<env>-task<k>__<algo>__<seed>__<time>/` holds
 
     config.json         arguments, versions, git commit, device, dataset
-    metrics.csv         one line per seed (with --grid of each combination) and log interval or evaluation; TensorBoard
-                        events hold the same
+    metrics.csv         a line per seed (with --grid of each combination) and interval or evaluation; TensorBoard too
     checkpoint.msgpack  the state of all seeds and the evaluations so far, written to another name, then renamed
     result.json         written when the run ends well, with curve.png, rollouts.png, film.gif
 """
@@ -82,7 +81,6 @@ class Run:
                 raise UserError(f"{self.directory}: another process is working on this run.")
             remove_parts(self.directory)
             self.done, self.content = self._open_old() if args.resume else (Progress(), None)
-            files.callback(self._remove_if_empty)
             self.saved_step, self.began = self.done.step, time.monotonic()
             self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
             self.writers = [files.enter_context(contextlib.closing(writer)) for writer in self._event_writers()]
@@ -124,6 +122,7 @@ class Run:
         try:
             tracker = wandb.init(project="offline-rl-jax", id=f"{name}-{key}", name=name, resume="allow", config=about)
         except wandb.errors.Error as error:  # no key, no server
+            self._remove_if_empty()
             raise UserError(f"--track: {' '.join(str(error).split())}") from None
         tracker.define_metric("*", step_metric="step")  # of its own, because an evaluation may come late
         files.callback(tracker.finish)
@@ -136,6 +135,7 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk has been reported already
             self.files.close()
         if kind is UserError:
+            self._remove_if_empty()
             raise UserError(f"{error} {self._what_is_kept()}".rstrip()) from None
 
     def _remove_if_empty(self) -> bool:

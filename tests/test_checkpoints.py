@@ -101,7 +101,7 @@ def test_a_policy_acts_as_its_run_does(name, tmp_path, monkeypatch):
     agent = compiled(script.make_agent(args, 3, 2))
     states = jax.jit(jax.vmap(agent.init))(seeds.seed_keys(args))
     checkpoints.save(tmp_path, states, {"step": 40})
-    dataset = {"sha256": None, "observation_dim": 3, "action_dim": 2}
+    dataset = {"name": "", "source": "user", "sha256": None, "observation_dim": 3, "action_dim": 2}
     config = {"algo": name, "args": vars(args), "dataset": dataset}
     (tmp_path / "config.json").write_text(json.dumps(config))
     observations, key = jnp.ones((5, 3)), jax.random.PRNGKey(1)

@@ -1,5 +1,6 @@
 """tools/sweep.py: every job runs once, whatever is killed. With SLOW_TESTS=1 the jobs are real ones of driftql.py."""
 
+import contextlib
 import getpass
 import io
 import json
@@ -54,6 +55,17 @@ def nothing_runs_on(tmp_path):
         for attempt in (read_json(path) or {"attempts": []})["attempts"]:
             if attempt["exit"] is None and alive(attempt["pid"]):
                 os.kill(attempt["pid"], signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def handlers_restored():
+    """A sweep in this process leaves its own."""
+    before = {number: signal.getsignal(number) for number in sweep_table.NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def attempts(folder: Path) -> dict[Path, list[dict]]:
@@ -179,12 +191,8 @@ def test_a_disk_that_is_full_for_a_moment_does_not_end_a_sweep(tmp_path, monkeyp
 
     monkeypatch.setattr(sweep, "prepare", prepare)
     argv = [*STANDIN, "--seeds", "0", "1", "--workers", "2", "--runs-dir", str(tmp_path)]
-    handlers = {number: signal.getsignal(number) for number in sweep_table.NUMBERS}
-    try:
+    with handlers_restored():
         assert sweep.main(argv) == 0
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     assert full and "2 jobs: 2 done" in capsys.readouterr().out
     monkeypatch.setattr(sweep, "prepare", lambda job: exec("raise UserError('No space left on device.')", globals()))
     with pytest.raises(UserError, match="No space left"):  # nothing runs that could make room
@@ -206,8 +214,8 @@ def test_a_job_whose_folder_is_full_runs_all_the_same(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", sweep_table.NUMBERS)
 def test_a_sweep_notes_what_asks_it_to_stop(number, capfd):
     """A connection that is lost too; but not where it is ignored, as under nohup."""
-    before = signal.getsignal(number)
-    try:
+    with handlers_restored():
+        signal.signal(number, signal.SIG_DFL)
         with sweep_table.Watch(0) as watch:
             signal.raise_signal(number)
             assert watch.signal == number
@@ -215,8 +223,6 @@ def test_a_sweep_notes_what_asks_it_to_stop(number, capfd):
         with sweep_table.Watch(0) as watch:
             signal.raise_signal(number)
             assert watch.signal is None
-    finally:
-        signal.signal(number, before)
 
 
 def test_whoever_reads_a_sweep_may_leave(tmp_path):
