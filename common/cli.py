@@ -209,8 +209,8 @@ def read_config(directory: str | Path) -> dict:
     folder = Path(directory).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
-        about = config["dataset"].keys() >= {"name", "source", "sha256", "observation_dim", "action_dim"}
-        if isinstance(config["algo"], str) and isinstance(config["args"], dict) and about:
+        whole = config["dataset"].keys() >= {"name", "source", "sha256", "observation_dim", "action_dim"}
+        if isinstance(config["algo"], str) and isinstance(config["args"], dict) and whole:
             return config
     except FileNotFoundError:
         raise UserError(f"{folder}: there is no config.json, so this is not a run directory.") from None

@@ -5,12 +5,14 @@ import getpass
 import io
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -194,7 +196,11 @@ def test_a_disk_that_is_full_for_a_moment_does_not_end_a_sweep(tmp_path, monkeyp
     with handlers_restored():
         assert sweep.main(argv) == 0
     assert full and "2 jobs: 2 done" in capsys.readouterr().out
-    monkeypatch.setattr(sweep, "prepare", lambda job: exec("raise UserError('No space left on device.')", globals()))
+
+    def no_room(job):
+        raise UserError("No space left on device.")
+
+    monkeypatch.setattr(sweep, "prepare", no_room)
     with pytest.raises(UserError, match="No space left"):  # nothing runs that could make room
         sweep.run_here(sweep.make_jobs([{"scripts": "fql", "envs": "bandit"}], tmp_path), 1, [], sweep_table.Watch(0))
 
@@ -233,6 +239,28 @@ def test_whoever_reads_a_sweep_may_leave(tmp_path):
     assert process.wait(timeout=60) == 0
     assert process.stderr.read() == ""
     assert len(results(tmp_path)) == 3
+
+
+def test_the_terminal_of_a_sweep_may_go(tmp_path):
+    terminal, its_side = pty.openpty()
+    command = [sys.executable, str(ROOT / "tools" / "sweep.py"), "--runs-dir", str(tmp_path), *STANDIN, "--seeds"]
+    options = {"stdout": its_side, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    STARTED.append(subprocess.Popen([*command, "0", "1"], env=os.environ | {"TERM": "xterm"}, **options))
+    os.close(its_side)
+    os.read(terminal, 1000)  # the table is drawn
+    os.close(terminal)
+    _, errors = STARTED[-1].communicate(timeout=60)
+    assert (STARTED[-1].returncode, errors) == (0, "")
+    assert len(results(tmp_path)) == 2
+
+
+def test_a_table_that_cannot_be_drawn_becomes_lines():
+    def update(*_, **__):
+        raise OSError("Input/output error")
+
+    watch = sweep_table.Watch(0)
+    watch.live = types.SimpleNamespace(update=update)
+    assert watch([], queued={}) == {} and watch.live is None
 
 
 def test_workers_have_cores_and_gpus_of_their_own(tmp_path, monkeypatch):

@@ -20,7 +20,6 @@ from read_runs import (
     random_share,
     read_runs,
     setting_text,
-    without_digest,
 )
 
 from common import UserError
@@ -106,8 +105,8 @@ def draw_corruption(groups: list[Group]):
 
 
 def _without_share(group: Group) -> str:
-    """What data are, in words, but for the share of random actions and the sha256, which goes with it."""
-    return re.sub(r", \d+% random actions", "", without_digest(group.data))
+    """What the data are, but for the share of random actions."""
+    return re.sub(r", \d+% random actions", "", group.words)
 
 
 def _label(line: list[Group], others: Sequence[Group], data: str = "") -> str:

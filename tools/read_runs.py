@@ -59,11 +59,16 @@ class Group(NamedTuple):
     env: str
     task: int | None
     source: str  # of the data, one of SOURCES
-    data: str  # what the data are, in words
+    words: str  # what the data are
     settings: dict  # what differs from the script's preset
     smaller: tuple[str, ...]  # those of them that are sizes below the preset's
     metric: str  # one of METRICS
     seeds: list[Seed]
+    digest: str = ""  # beginning of the data's sha256, where the words are those of other data too
+
+    @property
+    def data(self) -> str:
+        return f"{self.words}, sha256 {self.digest}" if self.digest else self.words
 
     @property
     def reduced(self) -> bool:
@@ -252,20 +257,15 @@ def _group(key: tuple, seeds: list[Seed]) -> Group:
 
 
 def _tell_apart(groups: list[Group]) -> list[Group]:
-    """Where data of the same words are not the same, the words have the beginning of the sha256 too."""
+    """With a digest where data of the same words are not the same."""
     digests = [str(group.seeds[0].result["dataset"].get("sha256")) for group in groups]
     alike = defaultdict(set)
     for group, digest in zip(groups, digests):
-        alike[group.place, group.data].add(digest)
+        alike[group.place, group.words].add(digest)
     return [
-        group._replace(data=f"{group.data}, sha256 {digest[:6]}") if len(alike[group.place, group.data]) > 1 else group
+        group._replace(digest=digest[:6]) if len(alike[group.place, group.words]) > 1 else group
         for group, digest in zip(groups, digests)
     ]
-
-
-def without_digest(data: str) -> str:
-    """The words alone."""
-    return re.sub(r", sha256 \w+", "", data)
 
 
 def _size(value) -> float:

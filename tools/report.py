@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from page import page
-from read_runs import Group, iqm_interval, mean_interval, read_runs, without_digest
+from read_runs import Group, iqm_interval, mean_interval, read_runs
 from shared import Parser, read_json
 from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers, updates
 
@@ -66,7 +66,7 @@ def largest(groups: list[Group]) -> list[Group]:
     updates: a choice that does not look at the score."""
     alike: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
-        alike.setdefault((group.place, without_digest(group.data), group.algo), []).append(group)
+        alike.setdefault((group.place, group.words, group.algo), []).append(group)
     return [group for each in alike.values() for group in each if size(group) == max(map(size, each))]
 
 

@@ -8,8 +8,8 @@
 
 Start the same command again at any time: what is finished is skipped, what was interrupted goes on from its checkpoint,
 what is still running is left to run. Ctrl-C, SIGTERM or a lost connection (without nohup or tmux) let the running jobs
-save, and end it. A file (YAML) is a list of blocks; every key but `settings` is also a flag, and a
-flag replaces the key in all blocks:
+save, and end it. A file (YAML) is a list of blocks; every key but `settings` is also a flag, and a flag replaces the
+key in all blocks:
 
     - scripts: [driftql, fql]
       envs: [pointmaze-medium-navigate]

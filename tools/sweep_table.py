@@ -89,9 +89,10 @@ def status(job: Job, queued: dict[str, str] | None, starting: Collection[Path] =
 
 def show(console: Console, statuses: dict[Job, Status]) -> None:
     """Prints the table, if there is somebody to read it."""
-    with console.capture() as text:
-        console.print(table(statuses))
-    say(text.get().rstrip("\n"))
+    with contextlib.suppress(OSError):  # of a terminal that has gone
+        with console.capture() as text:
+            console.print(table(statuses))
+        say(text.get().rstrip("\n"))
 
 
 def table(statuses: dict[Job, Status]) -> Group:
