@@ -40,7 +40,7 @@ import optax
 
 from common import UserError, cli
 from common.buffers import ReplayBuffer, make_buffer, sample
-from common.critics import MLP, Critic
+from common.critics import MLP, Critic, mish
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
 from common.runs import Run
@@ -90,7 +90,7 @@ class Args(cli.Args):
 # ------------------------------------------------------------------------------------------------------------- networks
 
 # The authors' activation, and PyTorch's default for a linear layer: uniform within +-1 / sqrt(inputs).
-TORCH = {"activation": jax.nn.mish, "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")}
+TORCH = {"activation": mish, "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")}
 
 
 class Actor(nn.Module):

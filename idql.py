@@ -40,7 +40,7 @@ import optax
 
 from common import UserError, cli
 from common.buffers import ReplayBuffer, make_buffer, sample
-from common.critics import MLP, Critic
+from common.critics import MLP, Critic, mish
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
 from common.runs import Run
@@ -116,14 +116,14 @@ class Actor(nn.Module):
         frequencies = self.param("frequencies", nn.initializers.normal(0.2), (self.time_dim // 2,))
         angles = 2 * jnp.pi * jnp.asarray(t)[..., None] * frequencies
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        time = MLP((128,), 128, activation=jax.nn.mish)(waves)
+        time = MLP((128,), 128, activation=mish)(waves)
         time = jnp.broadcast_to(time, (*x.shape[:-1], 128))
         x = nn.Dense(self.width, kernel_init=glorot)(jnp.concatenate([x, observations, time], axis=-1))
         for _ in range(self.num_blocks):
             residual = nn.LayerNorm(use_fast_variance=False)(nn.Dropout(self.dropout, deterministic=not training)(x))
-            residual = jax.nn.mish(nn.Dense(4 * self.width)(residual))
+            residual = mish(nn.Dense(4 * self.width)(residual))
             x = x + nn.Dense(self.width)(residual)
-        return nn.Dense(self.action_dim, kernel_init=glorot)(jax.nn.mish(x))
+        return nn.Dense(self.action_dim, kernel_init=glorot)(mish(x))
 
 
 # ------------------------------------------------------------------------------------------------------------ diffusion

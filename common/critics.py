@@ -1,5 +1,5 @@
-"""The networks that all scripts build on: an MLP and an ensemble of Q networks. Definitions only: what a critic is
-trained on stands in each script."""
+"""The networks that the scripts build on: an MLP, an ensemble of Q networks, an activation. Definitions only: what a critic
+is trained on stands in each script."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,6 +9,17 @@ import jax.numpy as jnp
 
 # Glorot uniform by another name; biases start at zero.
 fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def mish(x: jax.Array) -> jax.Array:
+    """x tanh(ln(1 + e^x)), elementwise (arXiv 1908.08681), as x n / (n + 2) with n = e^x (e^x + 2).
+
+    One exponential, where jax.nn.mish has an exponential, a logarithm and a tanh: those take a fifth of Diffusion-QL's
+    update on a CPU.
+    """
+    u = jnp.exp(jnp.minimum(x, 20.0))  # its square must not overflow; from there on the fraction is 1
+    n = u * (u + 2)
+    return x * (n / (n + 2))
 
 
 class MLP(nn.Module):

@@ -22,7 +22,7 @@ from parity import (
 )
 
 import diffusion_ql
-from common.critics import Critic
+from common.critics import Critic, mish
 
 OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
 
@@ -286,6 +286,16 @@ def test_networks_have_the_papers_shapes():
     assert kernels(actor["MLP_0"]) == [(16, 32), (32, 16)]
     assert kernels(actor["MLP_1"]) == [(8 + 16 + 29, 256), (256, 256), (256, 256), (256, 8)]
     assert kernels(critic["VmapMLP_0"]) == [(2, 37, 256), (2, 256, 256), (2, 256, 256), (2, 256, 1)]
+
+
+def test_mish_and_its_gradient_are_exact_where_the_exponential_overflows_too():
+    x32 = np.concatenate([np.linspace(-50, 50, 2_001), [-1e30, -1e4, 88.0, 1e4, 1e30]]).astype(np.float32)
+    x = x32.astype(np.float64)
+    with np.errstate(over="ignore"):
+        fraction = np.tanh(np.logaddexp(0, x))
+        slope = fraction + x * (1 - fraction**2) / (1 + np.exp(-x))
+    np.testing.assert_allclose(mish(x32), x * fraction, rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(jax.vmap(jax.grad(mish))(x32), slope, rtol=0, atol=1e-5)
 
 
 def test_layer_norm_is_the_critics_alone_and_comes_after_mish():
