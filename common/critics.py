@@ -1,5 +1,5 @@
-"""The networks that the scripts build on: an MLP, an ensemble of Q networks, an activation. Definitions only: what a critic
-is trained on stands in each script."""
+"""The networks that the scripts build on: an MLP, an ensemble of Q networks, an activation. Definitions only: what a
+critic is trained on stands in each script."""
 
 from collections.abc import Callable, Sequence
 
