@@ -1,5 +1,6 @@
 """What stands in tools/, run as a person does."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ from helpers import ROOT, compiled, tiny_args
 sys.path.insert(0, str(ROOT / "tools"))
 
 import bench
+import breakdown
 import kernels
 import plot
 import scaling
@@ -255,3 +257,47 @@ def test_kernels_says_what_is_missing(monkeypatch, capsys):
         assert stop.value.code == 2
         assert error.startswith(f"kernels: error: {line}")
         assert error.count("\n") == 1
+
+
+def test_breakdown_adds_up_an_update():
+    args = tiny_args(fql)
+    seconds, tables = breakdown.measure(fql, args, (2, 2), updates=3)
+    assert seconds > 0
+    what, whose = tables["what"], tables["whose"]
+    assert min(what["matrix products"], what["random numbers"], what["the batch"]) > 0
+    passes = ("Critic, backward", "Critic, forward", "Flow, backward", "Flow, forward", "Actor, forward")
+    assert min(whose[name] for name in passes) > 0
+    np.testing.assert_allclose(sum(what.values()), sum(whose.values()))
+
+
+def test_breakdown_of_a_gpu_counts_each_kernel_once(tmp_path):
+    name = lambda kind, value, **of: {"ph": "M", "pid": 1, "name": kind, "args": {"name": value}} | of  # noqa: E731
+    kernel = {"ph": "X", "pid": 1, "dur": 2.5, "args": {"hlo_op": "product.1"}}
+    events = [
+        name("process_name", "/device:GPU:0"),
+        name("thread_name", "Stream #13(Compute)", tid=13),
+        name("thread_name", "XLA Ops", tid=99),
+        kernel | {"name": "sm90_gemm", "tid": 13},
+        kernel | {"name": "sm90_gemm", "tid": 13},
+        kernel | {"name": "product.1", "tid": 99},
+        {"ph": "X", "pid": 1, "tid": 13, "dur": 9.0, "name": "MemcpyH2D"},
+    ]
+    (tmp_path / "plugins").mkdir()
+    with gzip.open(tmp_path / "plugins" / "host.trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    assert breakdown.durations(tmp_path) == {"product.1": 5e-6}
+    # What loops hold is counted, and not the loops too.
+    seconds = {"product.1": 1.0, "taken.1": 2.0, "scaled.1": 4.0, "loop.1": 4.0, "while.1": 7.0, "memset": 8.0}
+    assert breakdown.add_up(seconds, kernels.parse(HLO)) == {
+        "what": {"matrix products": 1.0, "the batch": 2.0, "elementwise, sums": 4.0, "other kernels": 8.0},
+        "whose": {"outside of them": 7.0, "other kernels": 8.0},
+    }
+
+
+def test_breakdown_says_what_is_wrong(capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors("breakdown"):
+        breakdown.main(["fql", "--updates", "0"])
+    assert (stop.value.code, capsys.readouterr().err) == (
+        2,
+        "breakdown: error: --dims and --updates must be positive.\n",
+    )
