@@ -23,8 +23,9 @@ Different from the authors' code (PyTorch): biases start at zero; dataset action
 other scripts; the dataset lives on the device and `log_every` updates run in one compiled program. `critic_layer_norm`
 is ours.
 
-Protocol: as the other scripts, 50 episodes every 100k updates, score = mean success of the last three evaluations (the
-paper selects checkpoints). Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+Protocol: as the other scripts, 50 episodes every 100k updates, score = mean success of the last three evaluations; on
+D4RL 10 or 100 every 50k, normalized return of the last (the paper: of the best). Needs `common/` (data, critics,
+evaluation, run bookkeeping); the algorithm is all here.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ class Args(cli.Args):
     critic_layer_norm: bool = False
     """LayerNorm in the critic, for OGBench; not in the paper"""
     eta: float = 1.0
-    """weight of Q against the denoising loss; the one to tune: 0.005 to 4.5 on D4RL, 5 and 10 in our mazes"""
+    """weight of Q against the denoising loss; the one to tune: 0.005 to 4.5 on D4RL, 0.3 to 10 in our presets"""
     diffusion_steps: int = 5
     """reverse steps from noise to action (T), each one pass of the actor"""
     beta_schedule: Literal["vp", "linear", "cosine"] = "vp"
@@ -335,9 +336,9 @@ def train_chunk(
         return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
 
     # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    names = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(names.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(names, sums / num_updates)
+    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
+    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
+    return state, jax.tree.unflatten(structure, sums / num_updates)
 
 
 def main(args: Args) -> Path:
@@ -378,7 +379,7 @@ def main(args: Args) -> Path:
 # Chosen by --env; a flag on the command line wins. OGBench: ours, nobody has published settings. Its rewards of -1 per
 # step make |Q| about a hundred where one action changes Q by one, so that with eta = 1 the policy stays the behaviour
 # policy; with a large eta the critic's errors count, and LayerNorm keeps them small. |Q| / eta weighs the data as FQL's
-# alpha does, which is 10 for the mazes and 300 for the cube. Discounts: FQL's. The evidence, a tenth of a run on
+# alpha does, which is 10 or 30 for the mazes and 300 for the cube. Discounts: FQL's. The evidence, a tenth of a run on
 # antmaze-large and on cube-single, and smaller ones, stands in docs/presets.md.
 NAVIGATE = dict(critic_layer_norm=True, eta=5.0)
 PRESETS = {

@@ -1,6 +1,6 @@
 """Drift Q-Learning (DriftQL), https://arxiv.org/abs/2606.00350, in one file.
 
-    python driftql.py --env pointmaze-medium-navigate              # a policy that works, minutes on a laptop
+    python driftql.py --env bandit                                 # a policy that works, a minute on a laptop
     python driftql.py --env antmaze-large-navigate --num-seeds 8   # the benchmark, on a GPU
     python driftql.py --help
 
@@ -21,7 +21,8 @@ Different from the authors' code: actions that are not a number are not replaced
 is not finite; the dataset lives on the device and `log_every` updates run in one compiled program.
 
 Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
-evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+evaluations (D4RL: normalized return of the last). Needs `common/` (data, critics, evaluation, run bookkeeping); the
+algorithm is all here.
 """
 
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def drift_field(
     attraction = action - candidates  # one positive, so its kernel weight is 1
 
     difference = candidates[None, :, :] - candidates[:, None, :]  # (N, N, A), [i, k] = x_k - x_i
-    # The constant keeps the gradient of the root finite where two candidates coincide.
+    # The constant: where two candidates coincide, the root has a finite gradient, for whoever differentiates the field.
     distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12) / jnp.sqrt(action_dim)
     if kernel == "laplace":
         logits = -distance / temperature
@@ -249,9 +250,9 @@ def train_chunk(
         return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
 
     # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    names = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(names.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(names, sums / num_updates)
+    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
+    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
+    return state, jax.tree.unflatten(structure, sums / num_updates)
 
 
 def main(args: Args) -> Path:
@@ -339,8 +340,8 @@ D4RL = {
 PRESETS |= {env: preset | dict(steps=500_000) for env, preset in D4RL.items()}
 
 # Ours, not the paper's: small problems for a laptop. Much input noise keeps the policy spread out: over both of the
-# bandit's best modes, there together with a wide kernel, and away from dead ends at the maze's walls, where each of two
-# candidates has one neighbour and the kernel no say.
+# bandit's best modes for most seeds, there together with a wide kernel, and away from dead ends at the maze's walls. In
+# the maze there are two candidates, each with one neighbour, so that the kernel has no say.
 BANDIT = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3,
     alpha=2, temperature=1.0, kernel="gaussian", num_candidates=16, noise_dim=16,

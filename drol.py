@@ -24,7 +24,8 @@ winners only (the result is the same); the dataset lives on the device and `log_
 program.
 
 Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
-evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+evaluations (D4RL: normalized return of the last). Needs `common/` (data, critics, evaluation, run bookkeeping); the
+algorithm is all here.
 """
 
 from collections.abc import Callable
@@ -106,10 +107,10 @@ def route(candidates: jax.Array, actions: jax.Array) -> jax.Array:
 def routed_loss(
     winners: jax.Array, actions: jax.Array, q: jax.Array, bc_coef: float, q_coef: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Regression of the winners onto the dataset's actions, and their Q values, divided by the batch's mean |Q|.
+    """Regression of the winners onto the dataset's actions, less their Q values, divided by the batch's mean |Q|.
 
-    winners: (B, A) in [-1, 1]; actions: (B, A); q (E, B): Q_i(s, winner). Returns a scalar, the mean over batch and
-    action dimensions, and its parts.
+    winners: (B, A) in [-1, 1]; actions: (B, A); q (E, B): Q_i(s, winner). Returns a scalar, of means over the batch (of
+    the regression over action dimensions too), and its parts.
     """
     bc_loss = jnp.mean((winners - actions) ** 2)
 
@@ -238,9 +239,9 @@ def train_chunk(
         return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
 
     # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    names = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(names.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(names, sums / num_updates)
+    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
+    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
+    return state, jax.tree.unflatten(structure, sums / num_updates)
 
 
 def main(args: Args) -> Path:

@@ -22,7 +22,8 @@ Paper and authors' code agree. Details that we take from the code, which made th
 Different from the authors' code: the dataset lives on the device and `log_every` updates run in one compiled program.
 
 Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
-evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+evaluations (D4RL: normalized return of the last). Needs `common/` (data, critics, evaluation, run bookkeeping); the
+algorithm is all here.
 """
 
 from collections.abc import Callable
@@ -246,9 +247,9 @@ def train_chunk(
         return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
 
     # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    names = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(names.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(names, sums / num_updates)
+    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
+    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
+    return state, jax.tree.unflatten(structure, sums / num_updates)
 
 
 def main(args: Args) -> Path:

@@ -1,6 +1,6 @@
 """Implicit Diffusion Q-Learning (IDQL), https://arxiv.org/abs/2304.10573, in one file.
 
-    python idql.py --env bandit                                # two modes, a policy that works, a minute on a laptop
+    python idql.py --env bandit                                # a policy that works, a minute on a laptop
     python idql.py --env antmaze-large-navigate --num-seeds 8  # the benchmark, on a GPU
     python idql.py --help
 
@@ -24,7 +24,8 @@ so do we. Different from both codes: they train on a random 95% of the data, we 
 device and `log_every` updates run in one compiled program.
 
 Protocol: 50 episodes every 125k of 1.5M updates (3M steps of the actor), score = mean success of the last three
-evaluations. Needs `common/` (data, critics, evaluation, run bookkeeping); the algorithm is all here.
+evaluations (D4RL: normalized return of the last). Needs `common/` (data, critics, evaluation, run bookkeeping); the
+algorithm is all here.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ import optax
 
 from common import UserError, cli
 from common.buffers import ReplayBuffer, make_buffer, sample
-from common.critics import MLP, Critic, mish
+from common.critics import MLP, Critic, fan_avg, mish
 from common.datasets import load_dataset
 from common.evaluation import Evaluator
 from common.runs import Run
@@ -88,8 +89,6 @@ class Args(cli.Args):
 
 # ------------------------------------------------------------------------------------------------------------- networks
 
-glorot = nn.initializers.xavier_uniform()
-
 
 class Value(MLP):
     """V(s): (..., S) -> (...)."""
@@ -118,12 +117,12 @@ class Actor(nn.Module):
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         time = MLP((128,), 128, activation=mish)(waves)
         time = jnp.broadcast_to(time, (*x.shape[:-1], 128))
-        x = nn.Dense(self.width, kernel_init=glorot)(jnp.concatenate([x, observations, time], axis=-1))
+        x = nn.Dense(self.width, kernel_init=fan_avg)(jnp.concatenate([x, observations, time], axis=-1))
         for _ in range(self.num_blocks):
             residual = nn.LayerNorm(use_fast_variance=False)(nn.Dropout(self.dropout, deterministic=not training)(x))
             residual = mish(nn.Dense(4 * self.width)(residual))
             x = x + nn.Dense(self.width)(residual)
-        return nn.Dense(self.action_dim, kernel_init=glorot)(mish(x))
+        return nn.Dense(self.action_dim, kernel_init=fan_avg)(mish(x))
 
 
 # ------------------------------------------------------------------------------------------------------------ diffusion
@@ -337,9 +336,9 @@ def train_chunk(
         return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
 
     # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    names = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(names.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(names, sums / num_updates)
+    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
+    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
+    return state, jax.tree.unflatten(structure, sums / num_updates)
 
 
 def main(args: Args) -> Path:

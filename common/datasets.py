@@ -244,7 +244,7 @@ def _load_ogbench(name: str, task: int, path: Path) -> Dataset:
     if record is not None:
         source = "collected"
         print(
-            f"WARNING These are NOT OGBench's official data. They were collected on this machine with its procedure: "
+            f"WARNING These are NOT OGBench's official data. They were collected with its procedure: "
             f"{record['episodes']:,} episodes (official: {record['official_episodes']:,}). Do not compare scores with "
             f"published ones.",
             file=sys.stderr,

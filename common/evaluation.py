@@ -24,7 +24,7 @@ from common.workers import Workers, receive, send, usable_cores
 if TYPE_CHECKING:
     from common.cli import Args  # and with it what a worker does not need
 
-MAX_LANES = 32  # environments alive at once; one of OGBench's cube scenes takes 200 MB
+MAX_LANES = 32  # environments alive at once, but one per seed at least; an OGBench cube scene takes 200 MB
 INFO = ("success", "support")  # what an environment may report at the end of an episode, besides return and length
 
 
@@ -55,7 +55,7 @@ class Evaluator:
         self.film_at = args.steps if args.capture_video else None
         if args.capture_video:
             play_film(make_env, lambda observation, tick: 0.0, 0, ticks=1)
-        rounds = math.ceil(self.episodes * len(self.seeds) / MAX_LANES)
+        rounds = math.ceil(self.episodes / max(1, MAX_LANES // len(self.seeds)))
         self.lanes = math.ceil(self.episodes / rounds)  # per seed
 
         def act_one(state, observation, key, tick):

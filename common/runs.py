@@ -156,7 +156,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Gradient steps so far."""
+        """Updates so far."""
         return self.done.step
 
     def stopping(self) -> bool:

@@ -80,9 +80,9 @@ def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
     return jax.device_put(state, spread), jax.device_put(buffer, everywhere)
 
 
-def over_seeds(train_chunk: Callable, state: Any) -> Callable:
-    """`train_chunk(state, buffer) -> (state, metrics)` of one seed as a function of all seeds, a leading axis of state
-    and metrics.
+def over_seeds(train_interval: Callable, state: Any) -> Callable:
+    """`train_interval(state, buffer) -> (state, metrics)` of one seed as a function of all seeds, a leading axis of
+    state and metrics.
 
     One seed runs without that axis, with which XLA copies the parameters at every update of the loop.
     """
@@ -90,15 +90,15 @@ def over_seeds(train_chunk: Callable, state: Any) -> Callable:
 
         def alone(state, buffer):
             one = jax.tree.map(lambda x: x[0], state)
-            return jax.tree.map(lambda x: x[None], train_chunk(one, buffer))
+            return jax.tree.map(lambda x: x[None], train_interval(one, buffer))
 
         return alone
-    return jax.vmap(train_chunk, in_axes=(0, None))
+    return jax.vmap(train_interval, in_axes=(0, None))
 
 
-def compile_over_seeds(train_chunk: Callable, state: Any, buffer: ReplayBuffer) -> tuple[Callable, list[str]]:
-    """`train_chunk(state, buffer) -> (state, metrics)` of one seed as a compiled program for all: state and metrics get
-    a leading axis of seeds, the state is donated (its buffers are reused).
+def compile_over_seeds(train_interval: Callable, state: Any, buffer: ReplayBuffer) -> tuple[Callable, list[str]]:
+    """`train_interval(state, buffer) -> (state, metrics)` of one seed as a compiled program for all: state and metrics
+    get a leading axis of seeds, the state is donated (its buffers are reused).
 
     Returns train(state, buffer) -> (state, metrics as NumPy arrays (members,), seconds it took), and the metrics'
     names.
@@ -106,7 +106,7 @@ def compile_over_seeds(train_chunk: Callable, state: Any, buffer: ReplayBuffer) 
     say(f"device  {device_summary()}")
     began = time.monotonic()
     with signals_end_the_process():
-        lowered = jax.jit(over_seeds(train_chunk, state), donate_argnums=0).lower(state, buffer)
+        lowered = jax.jit(over_seeds(train_interval, state), donate_argnums=0).lower(state, buffer)
         compiled = lowered.compile()
     say(f"compiled in {time.monotonic() - began:.1f} s")
 

@@ -47,6 +47,14 @@ def test_success_return_and_length_of_each_episode():
             assert total == pytest.approx(offset * length + 0.01 * length * (length - 1) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize(("seeds", "alive_at_once"), [(1, 25), (5, 30), (8, 32), (20, 20), (40, 40)])
+def test_environments_alive_at_once(monkeypatch, seeds, alive_at_once):
+    """At most 32 for any number of seeds up to 32, as one may take 200 MB; then one per seed."""
+    monkeypatch.setattr(evaluation, "Workers", lambda work, arguments: arguments)
+    evaluator = Evaluator(maze_args(num_seeds=seeds, eval_episodes=50, eval_workers=3), make_short_maze, noisy_act)
+    assert sum(count for _, count in evaluator.workers) == alive_at_once
+
+
 def test_the_noise_of_actions_is_drawn_anew_at_every_step():
     """Of every episode, every evaluation and every seed; the same state and observation otherwise."""
     args = driftql.Args(env="bandit", eval_episodes=12, num_seeds=2, progress=False, seed=4)
