@@ -1,7 +1,6 @@
 """The arguments that every script takes, and what is wrong with them."""
 
 import dataclasses
-import importlib.util
 import inspect
 import os
 import types
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from common import UserError, grid
+from common import UserError, grid, installed
+from common.files import expanded
 
 FLOAT32_MAX = 3.4e38  # beyond it, what trains is infinite
 
@@ -88,7 +88,7 @@ class Args(EvaluationArgs, DataArgs, RunArgs):
         """Raises UserError for what no run can use: counts must be positive, other numbers finite and not negative
         (unless the default is 0, or negative, too), discounts and target rates at most 1, intervals multiples of
         --log-every."""
-        if self.track and importlib.util.find_spec("wandb") is None:
+        if self.track and not installed("wandb"):
             raise UserError("--track needs Weights & Biases: uv pip install -e '.[track]'")
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), flag_of(field.name)
@@ -156,7 +156,7 @@ def plain(args: A) -> A:
 def absolute_paths(args: Args) -> dict[str, str]:
     """Where the data are, so that --resume finds them from any folder."""
     given = {key: getattr(args, key) for key in ("data_dir", "dataset") if getattr(args, key) is not None}
-    return {key: str(Path(value).expanduser().absolute()) for key, value in given.items()}
+    return {key: str(expanded(value).absolute()) for key, value in given.items()}
 
 
 def script_of(args_class: type) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import UserError
 from common.cli import Args, args_of, read_config
-from common.files import write_atomically
+from common.files import expanded, write_atomically
 from common.grid import Member, combination_name, members, single
 from common.seeds import over_grid
 
@@ -39,7 +39,7 @@ def load(directory: str | Path) -> dict[str, Any]:
     """The checkpoint of a run: `state` (bytes for `restore`) and what `save` was given beside it.
 
     Raises UserError if it is missing or damaged."""
-    path = Path(directory).expanduser() / FILE
+    path = expanded(directory) / FILE
     try:
         content = path.read_bytes()
     except OSError as error:

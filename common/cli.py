@@ -35,6 +35,7 @@ from common.arguments import (
 )
 from common.devices import backend, host, keep_compiled_programs
 from common.environments import BANDITS, resolve_name
+from common.files import expanded
 from common.progress import say
 from common.signals import interrupts_remembered
 
@@ -51,17 +52,31 @@ def launch(main: Callable[[Any], Any], args_class: type[Args], presets: dict[str
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """A UserError becomes one line on standard error and exit code 2."""
+    """A UserError, or what is as good as one, becomes one line on standard error and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path with an accent, where the terminal knows ASCII only
     try:
         yield
-    except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:  # before a run was set up
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (mendable := as_user_error(error)) is None:
+            raise
+        print(f"{program}: error: {mendable}", file=sys.stderr)
+        sys.exit(2)
+
+
+def as_user_error(error: BaseException | None) -> UserError | None:
+    """What a person can mend: a UserError, a folder that one may not enter, a device whose memory is full."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, PermissionError):
+        return UserError(f"{error.filename}: {error.strerror}.")
+    if "RESOURCE_EXHAUSTED" in str(error):
+        what = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2].rstrip(".")
+        return UserError(f"{what}. Fewer --num-seeds or --grid values, a smaller --batch-size or network need less.")
+    return None
 
 
 def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) -> A:
@@ -206,7 +221,7 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 def read_config(directory: str | Path) -> dict:
     """config.json of a run. Raises UserError if there is none or if it is not one."""
-    folder = Path(directory).expanduser()
+    folder = expanded(directory)
     try:
         config = json.loads((folder / "config.json").read_text())
         whole = config["dataset"].keys() >= {"name", "source", "sha256", "observation_dim", "action_dim"}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common import UserError
 from common.d4rl_environments import make_env, minari_maze, require
 from common.environments import OGBENCH_NAMES
-from common.files import alone
+from common.files import alone, expanded
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, sha256
 
 
@@ -127,7 +127,7 @@ def load(
     name, is_antmaze = f"{task}-{version}", task.startswith("antmaze")
     if task.startswith("kitchen"):
         raise UserError(f"--env {name} is not supported: FrankaKitchen-v1 of gymnasium-robotics fails with MuJoCo 4.")
-    source, path = ("user", Path(dataset).expanduser()) if dataset else _find(task, version, data, data_dir)
+    source, path = ("user", expanded(dataset)) if dataset else _find(task, version, data, data_dir)
     arrays = read_minari(path, task) if source == "minari" else read_hdf5(path, TASKS[task].steps)
     make = functools.partial(make_env, task, "minari" if source == "minari" else "d4rl", TASKS[task].steps)
     env = make()
@@ -290,11 +290,11 @@ def _find(task: str, version: str, data: str, data_dir: str | None) -> tuple[str
     """("d4rl", HDF5 file) or ("minari", folder of the dataset), downloaded if need be."""
     if data == "collect":
         raise UserError(f"--env {task}: D4RL's data are not collected here; leave --data away.")
-    if data_dir and not Path(data_dir).expanduser().is_dir():
+    if data_dir and not expanded(data_dir).is_dir():
         raise UserError(f"--data-dir {data_dir} is not a folder.")
     file, minari_id = Path(TASKS[task].files[version]), TASKS[task].minari
-    d4rl_folder = Path(data_dir or os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    minari_folder = Path(data_dir or os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
+    d4rl_folder = expanded(data_dir or os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets"))
+    minari_folder = expanded(data_dir or os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"))
     found = [path for path in (d4rl_folder / file.name, d4rl_folder / file) if path.exists()]
     if found and data != "download":
         return "d4rl", found[0]

@@ -4,7 +4,6 @@ What they were checked against, and what of D4RL's simulator cannot be had, stan
 """
 
 import contextlib
-import importlib.util
 import io
 import tempfile
 import xml.etree.ElementTree as ET
@@ -13,7 +12,7 @@ from collections.abc import Callable
 import gymnasium
 import numpy as np
 
-from common import UserError
+from common import UserError, installed
 from common.environments import load_mujoco, quiet, restore_contact_margins, temporary_files_removed
 
 # Walls; cells (row, column) of start and goal in D4RL's data. Cells are 4 apart, row 1, column 1 is D4RL's origin.
@@ -169,6 +168,6 @@ def minari_maze(task: str) -> tuple[list[list[int | str]], np.ndarray]:
 
 def require(package: str, what: object) -> None:
     """Raises UserError if a package of the extra is missing."""
-    if importlib.util.find_spec(package) is None:
+    if not installed(package):
         python = ", with Python 3.11 or newer" if package == "minari" else ""
         raise UserError(f"{what} needs {package}: uv pip install -e '.[d4rl]'{python}")

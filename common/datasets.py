@@ -23,7 +23,7 @@ from common import UserError, d4rl
 from common.collect import CACHE_DIR, collect, read_record
 from common.collect.procedures import procedure
 from common.environments import BANDITS, PHYSICS, Bandit, make_ogbench_env, make_user_env, quiet, resolve_name
-from common.files import alone
+from common.files import alone, expanded
 from common.transitions import Dataset, check_arrays, checked_numbers, clip_actions, doubts, sha256
 
 
@@ -59,7 +59,7 @@ def load_dataset(
     if rewards != "usual":
         raise UserError(f"--rewards {rewards} belongs to D4RL's datasets.")
     if dataset is not None:
-        path = Path(dataset).expanduser()
+        path = expanded(dataset)
         if not path.exists():
             raise UserError(f"--dataset {path} does not exist.")
         if _is_ogbench_name(env) and _in_ogbench_format(path):
@@ -70,7 +70,7 @@ def load_dataset(
             raise UserError(f"--env {env} has no tasks; leave --task out.")
         return _make_bandit_dataset(env)
     name, task = resolve_name(env, task)
-    folder = Path(data_dir or CACHE_DIR).expanduser()
+    folder = expanded(data_dir or CACHE_DIR)
     return _load_ogbench(name, task, _find_file(name, folder, data, data_dir is not None, collect_episodes))
 
 
@@ -106,6 +106,8 @@ def _find_file(name: str, folder: Path, data: str, given: bool, episodes: int | 
         return path
     if given and folder.exists() and not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder.")
+    if data == "auto" and folder.exists() and not os.access(folder, os.W_OK):
+        return collect(name, folder / "collected", episodes)  # which is there, or says that it cannot be written
     try:
         return _download(name, folder)
     except Unreachable as error:

@@ -1,7 +1,6 @@
 """What JAX computes on, and where it keeps compiled programs. JAX takes seconds to import: only when it is needed."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from common import UserError
@@ -37,7 +36,7 @@ def keep_compiled_programs() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/offline-rl-jax").expanduser()))
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/offline-rl-jax"))
         # Small programs too: there are dozens of them, half of what a second start would wait for.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

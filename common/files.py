@@ -17,6 +17,11 @@ except ImportError:  # not on Windows: there, nothing keeps two processes apart
 TEMPORARY = ".new-"  # begins the names of files that are not whole yet
 
 
+def expanded(path: str | Path) -> Path:
+    """With the home folder for ~. Where there is none, as for ~nobody, the name stays, and is not found later."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder, to be written; then it takes the place of `path`. Where that fails, what was

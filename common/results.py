@@ -1,7 +1,6 @@
 """What result.json and config.json say: the score, and what it depends on besides the arguments."""
 
 import importlib.metadata
-import importlib.util
 import platform
 import subprocess
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from common import installed
 from common.cli import Args, algorithm_name
 from common.environments import PHYSICS
 from common.grid import combination_name, combinations, results_by_combination
@@ -101,8 +101,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "ogbench", "gymnasium", "mujoco")
     extra = ("h5py", "minari", "gymnasium-robotics")  # d4rl
-    installed = [name for name in extra if importlib.util.find_spec(name.replace("-", "_"))]
-    return {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in (*packages, *installed)}
+    there = [name for name in extra if installed(name.replace("-", "_"))]
+    return {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in (*packages, *there)}
 
 
 def git_commit() -> str | None:

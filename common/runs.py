@@ -134,9 +134,9 @@ class Run:
     def __exit__(self, kind, error, traceback):
         with contextlib.suppress(OSError):  # a full disk has been reported already
             self.files.close()
-        if kind is UserError:
+        if mendable := cli.as_user_error(error):
             self._remove_if_empty()
-            raise UserError(f"{error} {self._what_is_kept()}".rstrip()) from None
+            raise UserError(f"{mendable} {self._what_is_kept()}".rstrip()) from None
 
     def _remove_if_empty(self) -> bool:
         """Whether nothing had been done: then nothing is kept."""

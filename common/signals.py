@@ -27,11 +27,14 @@ def interrupts_remembered() -> Iterator[None]:
         _remembered.append(number)
         raise KeyboardInterrupt
 
+    say_dropped = sys.unraisablehook
+    sys.unraisablehook = lambda x: None if x.exc_type is KeyboardInterrupt else say_dropped(x)  # no traceback for it
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = say_dropped
         _remembered.clear()
 
 
@@ -48,7 +51,8 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         read, write = os.pipe()
-        os.set_blocking(write, False)
+        if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+            os.set_blocking(write, False)
         # The pipe first: a signal that finds the new handler without it would be lost.
         self.pipe, self.before = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in NUMBERS:
@@ -58,6 +62,8 @@ class Signals:
 
     def _answer(self, pipe: int) -> None:
         while number := os.read(pipe, 1):
+            if number[0] not in self.handlers:  # Python writes those that the caller's program handles, too
+                continue
             if self.number is not None:
                 os._exit(128 + number[0])  # the workers end with their pipes
             self.number = number[0]

@@ -62,7 +62,8 @@ def receive(pipe: Connection):
     try:
         message = pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise UserError("a worker process died; is the memory full? Try fewer of them (--eval-workers).") from None
+        fewer = "Try fewer of them (--eval-workers; to collect, --workers of common.collect)"
+        raise UserError(f"a worker process died; is the memory full? {fewer}.") from None
     if isinstance(message, UserError):
         raise message
     if isinstance(message, _Failure):

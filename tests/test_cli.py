@@ -1,6 +1,7 @@
 """Arguments: defaults, presets, flags, checks, and the one line that a mistake gets."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import NAME, ROOT, tiny_args, tiny_flags
@@ -18,6 +20,7 @@ from helpers import NAME, ROOT, tiny_args, tiny_flags
 import driftql
 import idql
 from common import UserError, cli, datasets
+from common.datasets import load_dataset
 
 
 def parsed(*argv):
@@ -368,3 +371,50 @@ def test_an_interrupt_before_a_run_is_one_line(capsys):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_a_folder_that_one_may_not_enter_is_one_line(monkeypatch, capsys):
+    def denied(path, **_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)  # as below another user's folder, up to Python 3.13
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors("driftql"):
+        load_dataset("Pendulum-v1", dataset="/home/other/mine.npz")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "driftql: error: /home/other/mine.npz: Permission denied.\n"
+
+
+@pytest.mark.parametrize("flag", ["--data-dir", "--dataset", "--resume"])
+def test_a_home_that_there_is_not_is_one_line(flag, capsys):
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors("driftql"):
+        driftql.main(parsed("--env", NAME, "--data", "cache", flag, "~nobody-of-us/x"))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "~nobody-of-us/x" in error and error.count("\n") == 1
+
+
+def test_a_full_device_is_one_line_and_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    """In the middle of training, and before it."""
+    args = tiny_args(driftql, runs_dir=str(tmp_path))
+    compiled, calls = driftql.compile_over_seeds, []
+
+    def filling(train, state, buffer):
+        real, names = compiled(train, state, buffer)
+
+        def train(state, buffer):
+            calls.append(1)
+            if len(calls) == 4:
+                jnp.zeros(2**45)
+            return real(state, buffer)
+
+        return train, names
+
+    monkeypatch.setattr(driftql, "compile_over_seeds", filling)
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors("driftql"):
+        driftql.main(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "Fewer --num-seeds or --grid values" in error and "is kept; go on with: python" in error
+    with pytest.raises(SystemExit), cli.one_line_errors("driftql"):
+        jnp.zeros(2**45)
+    assert "driftql: error: Out of memory allocating" in capsys.readouterr().err

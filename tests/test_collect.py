@@ -355,6 +355,32 @@ def test_mistakes_are_one_clear_line(argv, message, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+def test_what_is_collected_is_found_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    path = collect.collect(NAME, tmp_path / "collected", episodes=1)
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(collect, "alone", denied)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert collect.collect(NAME, tmp_path / "collected", episodes=1) == path
+    for data in ("collect", "auto"):
+        assert load_dataset(NAME, data=data, data_dir=str(tmp_path), collect_episodes=1).path == str(path)
+    with pytest.raises(UserError, match="Permission denied"):
+        load_dataset(NAME, data="auto", data_dir=str(tmp_path), collect_episodes=2)
+
+
+def test_a_record_of_something_else_is_none(tmp_path):
+    """Somebody's own file in OGBench's format, with a JSON of theirs beside it."""
+    path = tmp_path / "mine.npz"
+    for content in ('{"learning_rate": 0.1}', "[1, 2]"):
+        path.with_suffix(".json").write_text(content)
+        assert read_record(path, "") is None
+    path.with_suffix(".json").write_text('{"procedure": "x", "sha')
+    with pytest.raises(UserError, match=r"is damaged; if mine\.npz was collected, delete both"):
+        read_record(path, "")
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     usage = collect.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(collect.shutil, "disk_usage", lambda _: usage._replace(free=1000))
@@ -397,6 +423,8 @@ def test_an_interrupted_collection_leaves_no_file_and_no_process(tmp_path, numbe
 @pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch, capsys, number, error):
     """Stopped after four of nine episodes; three of them in a file of their own each, of which one is damaged."""
+    needed = []
+    monkeypatch.setattr(collect, "_check_space", lambda folder, size: needed.append(size))
     whole = collect.collect(NAME, tmp_path / "whole", episodes=8, workers=1)
     receive, played = collect.receive, []
 
@@ -426,6 +454,9 @@ def test_an_interrupted_collection_goes_on_where_it_was(tmp_path, monkeypatch, c
     for name in (path.name, f"{path.stem}-val.npz"):
         assert sha256(tmp_path / name) == sha256(tmp_path / "whole" / name)
     assert path.with_suffix(".json").read_text() == whole.with_suffix(".json").read_text()
+    # On the disk: the files, and for a while the kept episodes beside them, of which three were there already.
+    size, rest = divmod(needed[0], 2)
+    assert (rest, needed) == (0, [2 * size, 2 * size, size + size * 6 // 9])
 
 
 def test_episodes_of_another_version_are_not_mixed_in(tmp_path, monkeypatch):

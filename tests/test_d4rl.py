@@ -752,8 +752,9 @@ def test_a_download_is_whole_or_not_there(tmp_path, monkeypatch):
     ("gymnasium_robotics", lambda folder: make("antmaze-umaze", "minari")),
 ])  # fmt: skip
 def test_without_the_extra_one_line_says_what_to_install(package, call, tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    # Python finds a mere folder of that name too, and has a specification without origin for it.
+    find, folder = importlib.util.find_spec, importlib.machinery.ModuleSpec(package, None, is_package=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda x, *rest: folder if x == package else find(x, *rest))
     assert f"needs {package}: uv pip install -e '.[d4rl]'" in error_of(call, tmp_path)
 
 

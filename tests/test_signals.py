@@ -37,6 +37,22 @@ def test_signals_are_noted_and_then_mean_what_they_meant():
         time.sleep(1)
 
 
+def test_a_signal_that_the_callers_program_handles_does_not_stop_a_run():
+    """A batch system's, say, of which Python tells the pipe too."""
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: received.append(True))
+    signals = Signals()
+    try:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):  # in this order through the pipe
+            assert signals.number is None
+            signal.raise_signal(number)
+        wait_for(lambda: signals.number is not None, seconds=5)
+        assert (signals.number, received) == (signal.SIGTERM, [True, True])
+    finally:
+        signals.close()
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_two_runs_after_each_other_each_have_their_signals():
     for _ in range(2):
         signals = Signals()
@@ -62,11 +78,13 @@ def test_an_interrupt_that_python_drops_is_remembered(monkeypatch, tmp_path, cap
 
     monkeypatch.setattr(driftql, "load_dataset", load)
     monkeypatch.setattr(sys, "argv", ["driftql.py", *tiny_flags(driftql), "--runs-dir", str(tmp_path)])
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
     with pytest.raises(SystemExit) as stopped:
         cli.launch(driftql.main, driftql.Args, driftql.PRESETS)
     assert stopped.value.code == 130
     assert "stopped before anything was done" in capsys.readouterr().out
+    assert said == []  # no "Exception ignored in" with a traceback
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     (after := Signals()).close()

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from common import UserError
 from common.collect import procedures
 from common.collect import train_ant as sac
 
@@ -39,13 +41,13 @@ def test_sac_values_entropy():
 
 
 def test_a_short_training_saves_the_policy_that_collection_reads(tmp_path, monkeypatch):
-    path, steps, trained = tmp_path / "expert.npz", [], []
+    path, steps, trained = tmp_path / "expert", [], []  # NumPy would add an ending
     save = sac.save
     monkeypatch.setattr(sac, "is_upside_down", lambda env: bool(steps.append(1)))
     monkeypatch.setattr(sac, "save", lambda path, actor, dim: (trained.append(actor), save(path, actor, dim)))
     sac.main(sac.Args(out=str(path), updates=3, num_envs=2, warmup=300, eval_every=3, eval_episodes=1))
     assert len(steps) == 1000  # one evaluation of one episode
-    assert [file.name for file in tmp_path.iterdir()] == ["expert.npz"]
+    assert [file.name for file in tmp_path.iterdir()] == ["expert"]
     with np.load(path) as saved, np.load(procedures.ANT_EXPERT) as shipped:
         assert {name: x.shape for name, x in saved.items()} == {name: x.shape for name, x in shipped.items()}
     monkeypatch.setattr(procedures, "ANT_EXPERT", path)
@@ -61,3 +63,8 @@ def test_upside_down_is_the_torso_pointing_down():
     env.unwrapped.data.qpos[3:7] = (0, 1, 0, 0)  # half a turn about x
     assert sac.is_upside_down(env)
     env.close()
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_training(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder"):
+        sac.main(sac.Args(out=str(tmp_path / "nowhere" / "expert.npz")))

@@ -45,7 +45,7 @@ from shared import ROOT, Parser, check_folder
 from common import UserError, cli, devices
 from common.buffers import ReplayBuffer, make_buffer, sample
 from common.critics import Critic
-from common.files import write_json
+from common.files import expanded, write_json
 from common.results import device_summary, git_commit, versions
 from common.seeds import compile_over_seeds, place, seed_keys
 from common.transitions import Dataset
@@ -406,7 +406,7 @@ def main() -> None:
         if not (min(*known.dims, known.rounds) > 0 and 0 < known.seconds < math.inf):
             raise UserError("--dims, --rounds and --seconds must be positive.")
         check_folder(known.json)
-        authors = known.authors and known.authors.expanduser().resolve()
+        authors = known.authors and expanded(known.authors).resolve()
         if authors and not (authors / "agents").is_dir():
             raise UserError(f"--authors {authors} has no folder agents/: clone the authors' repository there.")
         for name in names if authors else []:

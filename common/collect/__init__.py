@@ -67,6 +67,8 @@ def collect(
         raise UserError(f"--p-random-action {p_random_action} must lie between 0 and 1.")
     noise = f"-random{p_random_action}" if p_random_action else ""
     path = folder / f"{name}-{episodes}-episodes-seed{seed}{noise}.npz"
+    if path.exists():  # it is moved there last of all; its folder may be read-only by now
+        return path
     with _collecting_alone(path):
         if path.exists():
             return path
@@ -119,11 +121,14 @@ def read_record(path: Path, digest: str) -> dict | None:
     two do not belong together. digest: the file's sha256."""
     try:
         record = json.loads(_record_path(path).read_text())
+        if "procedure" not in record:  # somebody's own file
+            return None
         expected = record["sha256"][path.name]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{_record_path(path)} is damaged; delete it and {path.name} to collect again.") from None
+        what = f"{_record_path(path)}, which would say where the data are from, is damaged"
+        raise UserError(f"{what}; if {path.name} was collected, delete both to collect it again.") from None
     if digest != expected:
         raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
     return record
@@ -138,7 +143,6 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, kept):
         """episodes: key -> (number of indices, steps, ...)"""
         if not arrays:
             arrays.update({key: np.empty((total, *x.shape[1:]), x.dtype) for key, x in episodes.items()})
-            _check_space(kept.parent, sum(x.nbytes for x in arrays.values()))
         for key, x in episodes.items():
             arrays[key][indices] = x
         reached[indices] = goals
@@ -148,7 +152,7 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, kept):
     missing = np.flatnonzero(reached < 0).tolist()
     if found := total - len(missing):
         print(f"        {found:,} episodes are there from an interrupted collection", flush=True)
-    waiting, new = iter(missing), []
+    waiting, new, checked = iter(missing), [], False
     began = written = time.monotonic()
     bar = ProgressBar(f"collect {name}", total, "episode", initial=found)
     try:
@@ -161,6 +165,10 @@ def _collect_episodes(name, total, seed, p_random_action, num_workers, kept):
                 for pipe in wait(list(busy)):
                     index, episode, goals = receive(pipe)
                     put([index], {key: x[None] for key, x in episode.items()}, goals)
+                    if not checked:  # for the files, and for the episodes that are kept until they are whole
+                        size = sum(x.nbytes for x in arrays.values())
+                        _check_space(kept.parent, size + size * len(missing) // total)
+                        checked = True
                     new.append(index)
                     bar.update()
                     following = next(waiting, None)
@@ -255,10 +263,14 @@ def _keep(folder: Path, indices: list[int], arrays: dict, reached: np.ndarray) -
     if not indices:
         return
     file = folder / f"{indices[0]}.npz"
-    with _disk_errors(folder.parent):
-        with open(_temporary(file), "wb") as stream:
-            np.savez(stream, index=indices, reached=reached[indices], **{key: x[indices] for key, x in arrays.items()})
-        os.replace(_temporary(file), file)
+    content = {"index": indices, "reached": reached[indices]} | {key: x[indices] for key, x in arrays.items()}
+    try:
+        with _disk_errors(folder.parent):
+            with open(_temporary(file), "wb") as stream:
+                np.savez(stream, **content)
+            os.replace(_temporary(file), file)
+    finally:
+        _temporary(file).unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, size: int) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -10,6 +9,7 @@ import tyro
 from common import cli
 from common.collect import CACHE_DIR, collect
 from common.environments import resolve_name
+from common.files import expanded
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Args:
 
 def main(args: Args) -> None:
     name, _ = resolve_name(args.name)
-    folder = Path(args.out) if args.out else CACHE_DIR / "collected"
-    options = asdict(args) | {"name": name, "folder": folder.expanduser()}
+    options = asdict(args) | {"name": name, "folder": expanded(args.out or CACHE_DIR / "collected")}
     del options["out"]
     print(collect(**options))
 

@@ -25,6 +25,8 @@ import optax
 import tyro
 from tqdm import tqdm
 
+from common import UserError
+from common.cli import one_line_errors
 from common.critics import MLP, Critic
 from common.files import replacing
 
@@ -165,11 +167,13 @@ def save(path: Path, actor_params: dict, action_dim: int) -> None:
     layers[f"Dense_{number}"] = {k: x[..., :action_dim] for k, x in head.items()}
     layers[f"Dense_{number + 1}"] = {k: x[..., action_dim:] for k, x in head.items()}
     arrays: dict[str, Any] = {f"{name}/{k}": x for name, layer in layers.items() for k, x in layer.items()}
-    with replacing(path) as temporary:
-        np.savez(temporary, **arrays)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def main(args: Args) -> None:
+    if not Path(args.out).absolute().parent.is_dir():
+        raise UserError(f"--out {args.out}: there is no such folder.")
     np.random.seed(args.seed)  # the wrapper draws its directions from NumPy's global generator
     rng = np.random.default_rng(args.seed)
     envs = [make_env(args) for _ in range(args.num_envs)]
@@ -214,4 +218,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with one_line_errors("train_ant"):
+        main(tyro.cli(Args))
