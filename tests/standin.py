@@ -16,6 +16,9 @@ parser.add_argument("--no-progress", action="store_true")
 args = parser.parse_args()
 if args.fail:
     print("a warning\nstandin: error: there is no such file.", file=sys.stderr)
+    print(
+        "--------------------\nFor simplicity, JAX has removed its internal frames from the traceback", file=sys.stderr
+    )
     sys.exit(int(args.fail))
 
 if args.resume:

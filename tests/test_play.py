@@ -61,6 +61,8 @@ def test_a_maze_on_its_own_task_and_another(data_dir, tmp_path):
     args = driftql.args_for("pointmaze-medium-navigate", eval_episodes=2, **where, **TINY)
     run = driftql.main(args)
     results, other = ask(run, rollouts=tmp_path / "where.png"), ask(run, task=3, episodes=1)
+    with pytest.raises(UserError, match="task 0"):
+        ask(run, task=0)
     assert results["success"].shape == (1, 2)
     assert (tmp_path / "where.png").stat().st_size
     assert np.linalg.norm(other["paths"][0][0] - results["paths"][0][0]) > 1  # another start
@@ -82,6 +84,7 @@ def test_a_film(bandit, tmp_path, monkeypatch):
     ("options", "message"),
     [
         (dict(task=2), "has no tasks"),
+        (dict(task=0), "has no tasks"),
         (dict(seed=7), "has seeds 3 to 4, not 7"),
         (dict(episodes=0), "must be positive"),
         (dict(pictures=True, episodes=3), "leave --task, --episodes, --seed and --grid out"),

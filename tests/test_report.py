@@ -143,6 +143,13 @@ def test_data_settings_and_tasks_are_never_mixed(tmp_path):
     }
 
 
+def test_a_smaller_actor_is_a_reduced_setting(tmp_path):
+    make_run(tmp_path, "idql", changes={"actor_width": 128, "critic_batch_size": 256})
+    make_run(tmp_path, "idql", env="cube-single-play", task=2, changes={"actor_width": 128})  # the preset's is None
+    groups, out = read_runs.read_runs(tmp_path)
+    assert [(group.smaller, group.reduced) for group in groups] == [(("actor_width",), True), ((), False)] and not out
+
+
 def test_data_of_the_same_words_that_differ_are_told_apart(tmp_path):
     for digest in "ab":
         make_run(tmp_path, data={"source": "user", "path": f"/{digest}/my.npz", "sha256": digest * 64})
@@ -341,6 +348,8 @@ def test_interquartile_mean_and_its_stratified_bootstrap():
     value, low, high = iqm_interval([np.random.default_rng(i).normal(50, 10, 8) for i in range(5)])
     assert 44 < low < value < high < 56
     assert np.isnan(iqm_interval([np.array([1.0]), np.array([2.0])])[1:]).all()
+    # One seed does not vary, so the interval would be too narrow.
+    assert np.isnan(iqm_interval([*(np.array([x]) for x in range(5, 95, 10)), np.array([60.0, 62.0])])[1:]).all()
 
 
 def test_time_to_a_score(tmp_path):
@@ -442,6 +451,17 @@ def test_the_page_is_self_contained_and_every_number_leads_to_its_source(tmp_pat
     empty = [row for row in page.rows if row.startswith("scene-play task 2")]
     assert len(empty) >= 1
     assert "[" not in "".join(empty)
+
+
+def test_the_page_names_all_versions_and_physics_that_a_number_comes_from(tmp_path):
+    for seed, (version, physics) in enumerate((("0.10.2", "3.3"), ("0.11.2", "4.0"), ("0.11.2", "4.0"))):
+        run = make_run(tmp_path / "runs", seeds=(seed,))
+        result = json.loads((run / "result.json").read_text())
+        parts = {"versions": {"jax": version, "numpy": "2"}, "physics": {"mujoco": physics, "geom_margin": "halved"}}
+        (run / "result.json").write_text(json.dumps(result | parts))
+    (page,) = written(tmp_path, "html")
+    assert "jax 0.10.2 and 0.11.2, numpy 2; commit" in page
+    assert "mujoco 3.3 and 4.0, geom margin halved" in page
 
 
 def test_a_full_disk_keeps_the_report_that_was_there(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """tools/sweep.py: every job runs once, whatever is killed. With SLOW_TESTS=1 the jobs are real ones of driftql.py."""
 
 import contextlib
+import errno
 import getpass
 import io
 import json
@@ -278,6 +279,69 @@ def test_workers_have_cores_and_gpus_of_their_own(tmp_path, monkeypatch):
         assert not first & second
 
 
+def test_what_another_machine_runs_takes_no_worker_here(tmp_path, monkeypatch):
+    """Of the same --runs-dir. What a killed sweep has left running on this one does, whatever number it has."""
+    block = {"scripts": "fql", "envs": "bandit", "seeds": ["0", "1", "2"]}
+    jobs = sweep.make_jobs([block], tmp_path)
+    for host, expected in (("elsewhere", 2), (socket.gethostname(), 1)):
+        attempt = {"host": host, "worker": 7, "pid": 0, "exit": None}
+        states = {jobs[0]: sweep_job.Status("running", attempt=attempt)}
+        started = []
+
+        class Process:
+            pid = os.getpid()
+
+            def __init__(self, command, started=started, **_):
+                started.append(command)
+
+            def poll(self):
+                return None
+
+        looks = []
+
+        def watch(jobs, states=states, looks=looks, **_):
+            looks.append(1)
+            if len(looks) > 2:
+                raise InterruptedError
+            return {job: states.get(job, sweep_job.Status("waiting")) for job in jobs}
+
+        watch.signal = None
+        monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+        with pytest.raises(InterruptedError):
+            sweep.run_here(jobs, 2, [], watch)
+        assert len(started) == expected
+
+
+def test_a_job_that_signals_end_again_and_again_is_given_up(tmp_path, capsys):
+    script = tmp_path / "killed.py"
+    script.write_text("import os; os.kill(os.getpid(), 9)")
+    argv = ["--scripts", str(script), "--envs", "bandit", "--runs-dir", str(tmp_path / "runs")]
+    with handlers_restored():
+        assert sweep.main(argv) == 1
+    error = capsys.readouterr().err
+    assert "seed 0: given up after 3 starts" in error and "killed by signal 9" in error
+
+
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(sweep_job.fcntl, "flock", without)
+    assert sweep_job.look(tmp_path).state == "waiting"
+    with pytest.raises(SystemExit, match="must support flock"):
+        sweep_job.run_job(tmp_path, 0)
+    with pytest.raises(UserError, match="must support flock"):
+        sweep_job.look(tmp_path)
+
+
+def test_a_run_directory_may_go_while_it_is_looked_at(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    monkeypatch.setattr(sweep_job, "read_json", lambda path: shutil.rmtree(run, ignore_errors=True) or {"args": {}})
+    assert sweep_job.look(tmp_path).state == "waiting"
+
+
 # ---------------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -337,6 +401,19 @@ def test_every_sweep_file_of_the_repository_can_be_read():
         (["--scripts", "driftkl", "--envs", "bandit"], "no driftkl.py; did you mean driftql?"),
         (["--scripts", "fql", "--envs", "bandit", "--set", "alpha"], "--set alpha has no ="),
         (["--scripts", "fql", "--envs", "bandit", "--workers", "0"], "--workers 0 must be positive"),
+        (
+            ["--scripts", "fql", "--envs", "bandit", "--slurm", "--hours", "inf"],
+            "--hours inf must be positive, and finite",
+        ),
+        (["--scripts", "fql", "--envs", "bandit", "--slurm", "--hours", "-3"], "--hours -3.0 must be positive."),
+        (
+            ["--scripts", "fql", "--envs", "bandit", "--partition", "gpu"],
+            "go with --slurm, without which jobs run here",
+        ),
+        (
+            ["--scripts", "fql", "--envs", "bandit", "--slurm", "--gpus", "0"],
+            "each job asks for its own: --gpus-per-job",
+        ),
         (["--scripts", "fql", "--envs", "bandit", "--wrokers", "1"], "unrecognized arguments: --wrokers"),
         (["nowhere.yaml"], "cannot read nowhere.yaml"),
         (["--scripts", "fql", "--envs", "bandit", "--seeds", "0,1"], "seeds: 0,1 is not a whole number"),

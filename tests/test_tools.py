@@ -264,7 +264,7 @@ def test_breakdown_adds_up_an_update():
     seconds, tables = breakdown.measure(fql, args, (2, 2), updates=3)
     assert seconds > 0
     what, whose = tables["what"], tables["whose"]
-    assert min(what["matrix products"], what["random numbers"], what["the batch"]) > 0
+    assert min(what["matrix products"], what["random numbers"], what["gathers"]) > 0
     passes = ("Critic, backward", "Critic, forward", "Flow, backward", "Flow, forward", "Actor, forward")
     assert min(whose[name] for name in passes) > 0
     np.testing.assert_allclose(sum(what.values()), sum(whose.values()))
@@ -289,15 +289,26 @@ def test_breakdown_of_a_gpu_counts_each_kernel_once(tmp_path):
     # What loops hold is counted, and not the loops too.
     seconds = {"product.1": 1.0, "taken.1": 2.0, "scaled.1": 4.0, "loop.1": 4.0, "while.1": 7.0, "memset": 8.0}
     assert breakdown.add_up(seconds, kernels.parse(HLO)) == {
-        "what": {"matrix products": 1.0, "the batch": 2.0, "elementwise, sums": 4.0, "other kernels": 8.0},
+        "what": {"matrix products": 1.0, "gathers": 2.0, "elementwise, sums": 4.0, "other kernels": 8.0},
         "whose": {"outside of them": 7.0, "other kernels": 8.0},
     }
 
 
-def test_breakdown_says_what_is_wrong(capsys):
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fql", "--updates", "0"], "--dims and --updates must be positive."),
+        (["fql", "--grid", "alpha=1,3"], "--grid: a combination costs what a seed does; measure --num-seeds."),
+    ],
+)
+def test_breakdown_says_what_is_wrong(argv, message, capsys):
     with pytest.raises(SystemExit) as stop, one_line_errors("breakdown"):
-        breakdown.main(["fql", "--updates", "0"])
-    assert (stop.value.code, capsys.readouterr().err) == (
-        2,
-        "breakdown: error: --dims and --updates must be positive.\n",
-    )
+        breakdown.main(argv)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"breakdown: error: {message}"
+
+
+def test_a_profiler_that_sees_nothing_is_one_line(monkeypatch):
+    monkeypatch.setattr(breakdown, "durations", lambda _: {})
+    with pytest.raises(UserError, match="recorded nothing; on a GPU it needs CUPTI"):
+        breakdown.measure(fql, tiny_args(fql), (2, 2), updates=3)

@@ -6,6 +6,7 @@ counts as a matrix product if it has one, else as its last instruction.
 
     python tools/breakdown.py fql --env pointmaze-medium-navigate --dims 2 2   # any argument of the script
 
+On a CPU, use one core (`taskset -c 0`): of a product on several threads the profiler may see a part.
 On a GPU the kernels of the profiled program are launched one by one, because the profiler does not see into a CUDA
 graph. How long an update takes is measured with the graph: what it takes beyond the sum of its kernels, the GPU waits.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from bench import SCRIPTS, random_dataset, seconds_per_call
+from bench import SCRIPTS, arguments, flags, random_dataset, seconds_per_call
 from kernels import Instruction, parse
 from shared import Parser
 
@@ -46,7 +47,7 @@ def kind(x: Instruction, computations: dict[str, dict[str, Instruction]]) -> str
     if RANDOM.search(op_name(x)) or x.shape.startswith("u32["):  # only keys and bits are unsigned
         return "random numbers"
     if any(y.op == "gather" for y in (x, *inside)):
-        return "the batch"
+        return "gathers"
     return "copies" if x.op == "copy" else "elementwise, sums"
 
 
@@ -109,6 +110,8 @@ def measure(script: Any, args: Any, dims: tuple[int, int], updates: int) -> tupl
         with jax.profiler.trace(folder):
             call(profiled)
         seconds = durations(Path(folder))
+    if not seconds:
+        raise UserError("the profiler has recorded nothing; on a GPU it needs CUPTI, and permission to use counters.")
     tables = add_up(seconds, parse(str(profiled.as_text())))
     return whole / updates, {title: {name: spent / updates for name, spent in x.items()} for title, x in tables.items()}
 
@@ -123,7 +126,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--dims and --updates must be positive.")
     script = importlib.import_module(known.script)
     with contextlib.redirect_stdout(sys.stderr):  # the tables alone go to standard output
-        args = cli.parse(script.Args, script.PRESETS, rest)
+        args = arguments([known.script], rest, flags(known))[known.script]
     whole, tables = measure(script, args, tuple(known.dims), known.updates)
     print(f"{device_summary()}\n{known.script}: {1e3 * whole:.3g} ms per update, of all seeds")
     for title, rows in tables.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from bench import SCRIPTS, buffer_shapes
+from bench import SCRIPTS, arguments, buffer_shapes, flags
 from jax.experimental import topologies
 from shared import Parser
 
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--dims must be positive.")
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     script = importlib.import_module(known.script)
-    args = cli.parse(script.Args, script.PRESETS, rest)
+    args = arguments([known.script], rest, flags(known))[known.script]
     cells = {"script": known.script, "seeds": args.num_seeds} | measure(script, args, tuple(known.dims))
     print(*(f"| {' | '.join(map(str, x))} |" for x in (cells, ["---"] * len(cells), cells.values())), sep="\n")
 

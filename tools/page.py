@@ -172,18 +172,20 @@ def provenance(group: Group, anchor: str) -> str:
     """Command, data and hardware of a group, where its numbers lead to."""
     runs = {seed.run: seed for seed in group.seeds}
     result = group.seeds[0].result
-    data, versions = result["dataset"], result.get("versions") or {}
+    data = result["dataset"]
     scores = ", ".join(f"seed {seed.seed}: {score:.4g}" for seed, score in zip(group.seeds, group.scores))
     speed = ", ".join(f"{seed.result['updates_per_second']:,.1f}" for seed in runs.values())
     wall = ", ".join(duration(seed.result["wall_seconds"]) for seed in runs.values())
     commits = ", ".join(sorted({str(seed.result.get("git_commit")) for seed in group.seeds}))
+    versions = _of_all(group, "versions")
     transitions = f"{data['transitions']:,} transitions, " if data.get("transitions") else ""
     digest = f"sha256 <code>{e(data['sha256'])}</code>" if data.get("sha256") else "no file"
     facts = {
         "command": f"<pre>{e(chr(10).join(dict.fromkeys(command(seed.config) for seed in runs.values())))}</pre>",
         "data": f"{e(group.data)}; {transitions}{digest}{_collecting(data)}",
         "hardware": f"{e(hardware(group))}; {speed} updates/s; {wall} in all",
-        "versions": f"{e(', '.join(f'{name} {number}' for name, number in versions.items()))}; commit {e(commits)}",
+        "versions": f"{e(versions)}; commit {e(commits)}",
+        "physics": e(_of_all(group, "physics")),
         "score per seed": e(f"{scores} ({result.get('score_is', '')})"),
         "run directories": "<br>".join(f"<code>{e(run.name)}</code>" for run in runs),
     }
@@ -191,6 +193,14 @@ def provenance(group: Group, anchor: str) -> str:
     title = f"{e(group.place)}, {e(group.title)}: {e(score_text(group))} {tags(group)}"
     title += f'<span class="label">{e(f"data: {group.data}; {group.settings_text}")}</span>'
     return folded(title, f"<dl>{items}</dl>", f' id="{anchor}"')
+
+
+def _of_all(group: Group, what: str) -> str:
+    """`jax 0.10.2 and 0.11.2, numpy 2.4.6`: each value that a part of the results has."""
+    values: dict[str, dict[str, None]] = {}
+    for name, value in (pair for seed in group.seeds for pair in (seed.result.get(what) or {}).items()):
+        values.setdefault(name, {})[str(value)] = None
+    return ", ".join(f"{name.replace('_', ' ')} {' and '.join(each)}" for name, each in values.items())
 
 
 def _collecting(data: dict) -> str:

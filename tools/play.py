@@ -96,7 +96,7 @@ def play(args: Args) -> dict[str, Any]:
     for path, kinds in ((args.rollouts, None), (args.film, ("gif",))):
         if path:
             check_picture(Path(path), kinds)
-    task = resolve_name(name, args.task or config["dataset"]["task"])[1] if has_tasks else None
+    task = resolve_name(name, config["dataset"]["task"] if args.task is None else args.task)[1] if has_tasks else None
     make_env = env_maker(config, task)
     if args.rollouts and name not in BANDITS:
         with contextlib.closing(make_env()) as env:

@@ -117,7 +117,7 @@ def draw_values(runs: list[Path], grid: list[str], out: Path) -> None:
         drawn = panel.hexbin(*positions.T, C=q, gridsize=metres, vmin=low, vmax=high, cmap="viridis", linewidths=0.2)
         draw_maze(plt, panel, env)
         name = algorithm_name(type(policy.args))
-        panel.set(title=f"{TITLES.get(name, name)}, {policy.step:,} updates", aspect="equal")
+        panel.set(title=f"{TITLES.get(name, name)}, seed {policy.args.seed}, {policy.step:,} updates", aspect="equal")
         env.close()
     figure.colorbar(drawn, ax=axes, label="Q of the data's actions, mean over critics", shrink=0.8)
     save_figure(figure, out, 110)

@@ -29,7 +29,10 @@ NOT_SETTINGS = {
     "env", "task", "data", "data_dir", "dataset", "collect_episodes", "seed", "num_seeds", "log_every",
     "eval_workers", "save_every", "runs_dir", "resume", "track", "capture_video", "progress", "grid",
 }  # fmt: skip
-SIZES = {"steps", "batch_size", "hidden_dims", "num_candidates", "num_samples", "eval_episodes"}
+SIZES = {
+    "steps", "batch_size", "critic_batch_size", "hidden_dims", "actor_width", "num_candidates", "num_samples",
+    "eval_episodes",
+}  # fmt: skip
 SOURCES = {
     "official": "official", "builtin": "built in", "collected": "collected here, not official",
     "unverified": "unverified file", "user": "own file", "d4rl": "D4RL by its name",
@@ -212,7 +215,8 @@ def _wrong_arguments(args: dict) -> str | None:
     """The first argument that is needed here and is of the wrong type."""
     types: dict[str, type] = {"env": str, "seed": int, "steps": int}
     needed = [name for name, kind in types.items() if not isinstance(args.get(name), kind)]
-    sizes = [name for name in SIZES & args.keys() if not isinstance(args[name], (int, float, list))]
+    known = {name: args[name] for name in SIZES & args.keys() if (name, args[name]) != ("actor_width", None)}
+    sizes = [name for name, value in known.items() if not isinstance(value, (int, float, list))]
     return next(iter(needed + sorted(sizes)), None)
 
 
@@ -251,7 +255,7 @@ def _group(key: tuple, seeds: list[Seed]) -> Group:
     algo, env, task, (source, _), settings, metric = key
     data, settings = seeds[0].result["dataset"], json.loads(settings)
     preset = presets(algo, env)
-    sizes = [name for name in settings if name in SIZES and name in preset]
+    sizes = [name for name in settings if name in SIZES and None not in (settings[name], preset.get(name))]
     smaller = tuple(name for name in sizes if _size(settings[name]) < _size(preset[name]))
     return Group(algo, env, task, source, describe_data(data), settings, smaller, metric, seeds)
 
@@ -331,13 +335,13 @@ def mean_interval(values: np.ndarray, bounds: tuple[float, float] = (-np.inf, np
 
 def iqm_interval(tasks: list[np.ndarray], samples: int = 5_000) -> tuple[float, float, float]:
     """Interquartile mean over the scores of all tasks, (seeds,) each, and its 95% interval by stratified bootstrap:
-    seeds are drawn within each task (arXiv 2108.13264). NaN for the interval where no task has two seeds.
+    seeds are drawn within each task (arXiv 2108.13264). NaN for the interval where a task has one seed.
 
     As rliable computes it, which we do not use: archived in 2025, with dependencies of fixed old versions, and it
     needs the same number of seeds for every task.
     """
     value = float(scipy.stats.trim_mean(np.concatenate(tasks), 0.25))
-    if all(len(scores) < 2 for scores in tasks):
+    if any(len(scores) < 2 for scores in tasks):
         return value, math.nan, math.nan
     rng = np.random.default_rng(0)
     drawn = np.concatenate([rng.choice(scores, (samples, len(scores))) for scores in tasks], axis=1)

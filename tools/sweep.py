@@ -8,8 +8,8 @@
 
 Start the same command again at any time: what is finished is skipped, what was interrupted goes on from its checkpoint,
 what is still running is left to run. Ctrl-C, SIGTERM or a lost connection (without nohup or tmux) let the running jobs
-save, and end it. A file (YAML) is a list of blocks; every key but `settings` is also a flag, and a flag replaces the
-key in all blocks:
+save, and end it; on SLURM they stay in its queue. A file (YAML) is a list of blocks; every key but `settings` is also a
+flag, and a flag replaces the key in all blocks:
 
     - scripts: [driftql, fql]
       envs: [pointmaze-medium-navigate]
@@ -32,6 +32,7 @@ import getpass
 import hashlib
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -43,7 +44,7 @@ from pathlib import Path
 
 import yaml
 from shared import ROOT, Parser
-from sweep_job import Job, look, read_job, slurm_id, stop
+from sweep_job import Job, look, read_job, runs_here, slurm_id, stop
 from sweep_table import Watch, show, status
 
 from common import UserError
@@ -186,19 +187,21 @@ def run_here(jobs: list[Job], workers: int, gpus: list[str], watch: Watch) -> No
         statuses = watch(jobs, queued={}, starting=own)
         own = {folder: (worker, process) for folder, (worker, process) in own.items() if process.poll() is None}
         running = {job: s for job, s in statuses.items() if s.state == "running" and job.folder not in own}
-        # Jobs that a killed sweep has left running keep the worker they had.
-        busy = {worker for worker, _ in own.values()} | {s.attempt["worker"] for s in running.values() if s.attempt}
+        # Jobs that a killed sweep has left running keep the worker they had; those of other machines take none here.
+        left = [s for s in running.values() if runs_here(s)]
+        busy = {worker for worker, _ in own.values()} | {s.attempt["worker"] for s in left if s.attempt}
+        free = [i for i in range(workers) if i not in busy][: max(0, workers - len(own) - len(left))]
         if watch.signal:
             for s in statuses.values():
                 if s.state == "running" and s.attempt and s.attempt["pid"] not in told:
                     told.add(s.attempt["pid"])
                     stop(s)
-            if not own and not running:
+            if not own and not left:
                 return
             continue
         startable = [job for job, s in statuses.items() if s.state == "waiting" and starts[job.folder] < STARTS]
         startable = [job for job in startable if job.folder not in own]
-        for job, worker in zip(startable, [i for i in range(workers) if i not in busy]):
+        for job, worker in zip(startable, free):
             environment = dict(os.environ)
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
@@ -217,6 +220,9 @@ def run_here(jobs: list[Job], workers: int, gpus: list[str], watch: Watch) -> No
             own[job.folder] = (worker, process)
             starts[job.folder] += 1
         if not own and not running and not startable:
+            for job, s in statuses.items():
+                if s.state == "waiting":
+                    print(f"{job.title}: given up after {STARTS} starts, {s.note}", file=sys.stderr)
             return
 
 
@@ -271,7 +277,7 @@ def run_on_slurm(jobs: list[Job], args: argparse.Namespace, watch: Watch) -> Non
     options = {"slurm_partition": args.partition, "gpus_per_node": args.gpus_per_job, "mem_gb": args.memory_gb}
     executor.update_parameters(
         name="sweep", timeout_min=max(1, round(args.hours * 60)), cpus_per_task=args.cpus_per_job,
-        slurm_array_parallelism=args.workers, slurm_additional_parameters={"requeue": True},
+        slurm_array_parallelism=args.workers or len(jobs), slurm_additional_parameters={"requeue": True},
         slurm_signal_delay_s=args.seconds_to_save, **{key: value for key, value in options.items() if value},
     )  # fmt: skip
     statuses = watch(jobs, queued=slurm_queue())
@@ -318,7 +324,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seeds", nargs="+")
     add("--set", action="append", default=[], metavar="FLAG=VALUE[,VALUE]", help="flag of the scripts; repeatable")
     add("--runs-dir", type=Path, default=Path("runs/sweep"), help="folder of the jobs (default: runs/sweep)")
-    add("--workers", type=int, default=1, help="jobs at the same time (default: 1); on SLURM too")
+    add("--workers", type=int, help="jobs at the same time (default: 1; on SLURM as many as it lets run)")
     add("--gpus", nargs="+", default=[], help="GPUs of this machine, dealt to the workers")
     add("--retry", action="store_true", help="start failed jobs again")
     add("--status", action="store_true", help="print the table and do nothing")
@@ -333,8 +339,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.runs_dir.exists() and not args.runs_dir.is_dir():
         raise UserError(f"--runs-dir {args.runs_dir} is not a folder.")
-    if args.workers < 1:
-        raise UserError(f"--workers {args.workers} must be positive.")
+    for flag, value in {"--workers": args.workers, "--hours": args.hours}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag} {value} must be positive{', and finite' * (value > 0)}.")
+    if args.slurm and args.gpus:
+        raise UserError("--gpus are this machine's; on SLURM each job asks for its own: --gpus-per-job 1.")
+    if not args.slurm and (args.partition or args.gpus_per_job or args.memory_gb):
+        raise UserError("--partition, --gpus-per-job and --memory-gb go with --slurm, without which jobs run here.")
     for pair in args.set:
         if "=" not in pair:
             raise UserError(f"--set {pair} has no = (see tools/sweep.py --help)")
@@ -371,7 +382,7 @@ def main(argv: list[str]) -> int:
         statuses = {job: status(job, queued) for job in jobs}
     else:
         with watch:
-            run_on_slurm(jobs, args, watch) if args.slurm else run_here(jobs, args.workers, args.gpus, watch)
+            run_on_slurm(jobs, args, watch) if args.slurm else run_here(jobs, args.workers or 1, args.gpus, watch)
             statuses = {job: look(job.folder) for job in jobs}
     show(watch.console, statuses)
     return 128 + watch.signal if watch.signal else int(any(s.state != "done" for s in statuses.values()))

@@ -21,6 +21,9 @@ from shared import last_step, read_json
 from common import UserError
 from common.files import write_json
 
+NO_LOCKS = "{}: {}; the file system of --runs-dir must support flock, without which jobs would run twice."
+NOT_THE_REASON = "For simplicity, JAX has removed"  # JAX's note below an error from inside a compiled function
+
 
 class Job(NamedTuple):
     title: str
@@ -73,7 +76,14 @@ def _steps(run: Path) -> int:
 def _run_directory(folder: Path) -> Path | None:
     """Where the job's run goes on: the directory with the result, else the latest one that can be resumed."""
     there = [path.parent for path in folder.glob("*/config.json") if read_json(path)]
-    return max(there, key=lambda run: ((run / "result.json").exists(), run.stat().st_mtime), default=None)
+
+    def latest(run: Path) -> tuple[bool, float]:
+        try:
+            return (run / "result.json").exists(), run.stat().st_mtime
+        except FileNotFoundError:  # a run that has failed at its start removes its directory
+            return False, 0.0
+
+    return max(there, key=latest, default=None)
 
 
 def _locked(folder: Path) -> bool:
@@ -84,13 +94,20 @@ def _locked(folder: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        raise UserError(NO_LOCKS.format(folder, error.strerror)) from None
     return False
+
+
+def runs_here(status: Status) -> bool:
+    """Whether it is this machine that a running job runs on."""
+    return status.attempt is None or status.attempt["host"] == socket.gethostname()
 
 
 def stop(status: Status) -> None:
     """Asks a running job of this machine to save and end."""
     attempt = status.attempt
-    if attempt and attempt["exit"] is None and attempt["host"] == socket.gethostname():
+    if attempt and attempt["exit"] is None and runs_here(status):
         with contextlib.suppress(ProcessLookupError):
             os.kill(attempt["pid"], signal.SIGTERM)
 
@@ -100,9 +117,13 @@ def run_job(folder: Path, worker: int) -> int:
     finished or runs already."""
     lock = open(folder / "lock", "a")
     for _ in range(100):  # a look at the state, or the processes of a requeued job, may hold it for a moment
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            sys.exit(f"sweep_job: error: {NO_LOCKS.format(folder, error.strerror)}")
         time.sleep(0.1)
     else:
         return 0
@@ -145,7 +166,7 @@ def run_job(folder: Path, worker: int) -> int:
             said = (folder / "stderr.txt").read_bytes()[began:].decode(errors="replace")
         except FileNotFoundError:  # somebody has deleted the job's folder; the sweep makes it again
             return code
-        lines = [line for line in said.splitlines() if line.strip()]
+        lines = [line for line in said.splitlines() if line.strip("- ") and not line.startswith(NOT_THE_REASON)]
         reason = lines[-1] if lines else f"exit code {code}"
     attempt |= {"exit": code, "reason": reason, "ended": time.time()}
     with contextlib.suppress(UserError):

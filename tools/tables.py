@@ -137,14 +137,19 @@ def benchmark(groups: list[Group], papers: Papers) -> tuple[list[list[str]], lis
     for env, task in tasks:
         if task == default_task(env):
             found = [cells.get((env, task, algo)) for algo in TITLES]
-            rows.append([env, *(f"{score_text(group)}, {len(group.seeds)} seeds" if group else "" for group in found)])
+            rows.append([env, *(f"{score_text(group)}, {_seeds(group)}" if group else "" for group in found)])
             shown |= {id(group) for group in found}
     return rows, [group for group in groups if id(group) not in shown]
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
 
+
 LIST_HEADER = ["environment", "algorithm", "ours", "paper", "data", "settings", "seeds", "updates"]
+
+
+def _seeds(group: Group) -> str:
+    return f"{len(group.seeds)} seed{'s' if len(group.seeds) > 1 else ''}"
 
 
 def list_row(group: Group, papers: Papers) -> list[str]:
