@@ -71,11 +71,13 @@ def as_user_error(error: BaseException | None) -> UserError | None:
     """What a person can mend: a UserError, a folder that one may not enter, a device whose memory is full."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and error.filename:
         return UserError(f"{error.filename}: {error.strerror}.")
     if "RESOURCE_EXHAUSTED" in str(error):
         what = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2].rstrip(".")
-        return UserError(f"{what}. Fewer --num-seeds or --grid values, a smaller --batch-size or network need less.")
+        return UserError(
+            f"{what or 'memory is full'}. Fewer --num-seeds or --grid values, a smaller --batch-size or network need less."
+        )
     return None
 
 
