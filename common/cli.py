@@ -74,10 +74,8 @@ def as_user_error(error: BaseException | None) -> UserError | None:
     if isinstance(error, PermissionError) and error.filename:
         return UserError(f"{error.filename}: {error.strerror}.")
     if "RESOURCE_EXHAUSTED" in str(error):
-        what = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2].rstrip(".")
-        return UserError(
-            f"{what or 'memory is full'}. Fewer --num-seeds or --grid values, a smaller --batch-size or network need less."
-        )
+        what = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2].rstrip(".") or "memory is full"
+        return UserError(f"{what}. Fewer --num-seeds or --grid values, a smaller --batch-size or network need less.")
     return None
 
 
