@@ -259,6 +259,7 @@ def test_kernels_says_what_is_missing(monkeypatch, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 7), reason="this JAX's profiler records no instructions of a CPU")
 def test_breakdown_adds_up_an_update():
     args = tiny_args(fql)
     seconds, tables = breakdown.measure(fql, args, (2, 2), updates=3)
@@ -310,5 +311,5 @@ def test_breakdown_says_what_is_wrong(argv, message, capsys):
 
 def test_a_profiler_that_sees_nothing_is_one_line(monkeypatch):
     monkeypatch.setattr(breakdown, "durations", lambda _: {})
-    with pytest.raises(UserError, match="recorded nothing; on a GPU it needs CUPTI"):
+    with pytest.raises(UserError, match="recorded nothing: a GPU needs CUPTI"):
         breakdown.measure(fql, tiny_args(fql), (2, 2), updates=3)

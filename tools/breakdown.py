@@ -111,7 +111,9 @@ def measure(script: Any, args: Any, dims: tuple[int, int], updates: int) -> tupl
             call(profiled)
         seconds = durations(Path(folder))
     if not seconds:
-        raise UserError("the profiler has recorded nothing; on a GPU it needs CUPTI, and permission to use counters.")
+        raise UserError(
+            "the profiler has recorded nothing: a GPU needs CUPTI and permission, a CPU a JAX later than 0.6."
+        )
     tables = add_up(seconds, parse(str(profiled.as_text())))
     return whole / updates, {title: {name: spent / updates for name, spent in x.items()} for title, x in tables.items()}
 
