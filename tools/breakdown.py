@@ -111,9 +111,7 @@ def measure(script: Any, args: Any, dims: tuple[int, int], updates: int) -> tupl
             call(profiled)
         seconds = durations(Path(folder))
     if not seconds:
-        raise UserError(
-            "the profiler has recorded nothing: a GPU needs CUPTI and permission, a CPU a JAX later than 0.6."
-        )
+        raise UserError("the profiler has recorded nothing: a GPU needs CUPTI and permission, a CPU JAX 0.7 or later.")
     tables = add_up(seconds, parse(str(profiled.as_text())))
     return whole / updates, {title: {name: spent / updates for name, spent in x.items()} for title, x in tables.items()}
 
