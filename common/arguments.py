@@ -23,7 +23,7 @@ class RunArgs:
     """OGBench dataset (short name or full id), D4RL's (hopper-medium), bandit, bandit-corners, or with --dataset any
     gymnasium id"""
     task: int | None = None
-    """OGBench task, 1 to 5; None is the benchmark's default"""
+    """OGBench task, 1 to 5; None is the benchmark's default, which the run says"""
     seed: int = 0
     """seed of parameters, batches and evaluation"""
     num_seeds: int = 1
@@ -33,7 +33,8 @@ class RunArgs:
     steps: int = 1_000_000
     """updates; with --resume they may change"""
     log_every: int | None = None
-    """updates per dispatch, over which losses are averaged; None is 5000 on a GPU and 100 on a CPU, if that divides"""
+    """updates per line of the log, whose losses are averaged; must divide the other intervals. None: up to 5000 on a
+    GPU, 100 on a CPU"""
     save_every: int = 100_000
     """updates between checkpoints"""
     runs_dir: str = "runs"
