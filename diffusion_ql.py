@@ -379,8 +379,8 @@ def main(args: Args) -> Path:
 # Chosen by --env; a flag on the command line wins. OGBench: ours, nobody has published settings. Its rewards of -1 per
 # step make |Q| about a hundred where one action changes Q by one, so that with eta = 1 the policy stays the behaviour
 # policy; with a large eta the critic's errors count, and LayerNorm keeps them small. |Q| / eta weighs the data as FQL's
-# alpha does, which is 10 or 30 for the mazes and 300 for the cube. Discounts: FQL's. The evidence, a tenth of a run on
-# antmaze-large and on cube-single, and smaller ones, stands in docs/presets.md.
+# alpha does, which is 10 or 30 for the mazes and 300 for the cube. Discounts: FQL's. The evidence, a quarter of a run
+# on antmaze-large, a tenth on cube-single, and smaller ones, stands in docs/presets.md.
 NAVIGATE = dict(critic_layer_norm=True, eta=5.0)
 PRESETS = {
     "antmaze-large-navigate": dict(discount=0.99, **NAVIGATE),
