@@ -269,7 +269,7 @@ def test_kill_and_resume_is_bit_identical(uninterrupted, data_dir, tmp_path):
 
 def test_a_tracker_that_cannot_start_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, fails):
     wandb = types.ModuleType("wandb")
-    wandb.__spec__, wandb.errors = ModuleSpec("wandb", None), types.SimpleNamespace(Error=KeyError)
+    wandb.__spec__, wandb.errors = ModuleSpec("wandb", None, origin="here"), types.SimpleNamespace(Error=KeyError)
 
     def init(**_):
         raise KeyError("No API key configured.")
