@@ -194,7 +194,8 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         return loss, {"losses/critic": loss, "train/q_mean": q.mean(), "train/q_min": q.min(), "train/q_max": q.max()}
 
     def actor_loss(actor_params, state, batch, key):
-        # N + 1 fresh actions per state in one pass: the candidates, and one for Q.
+        # N + 1 fresh actions per state in one pass: the candidates, and one for Q. As rows, because with several seeds
+        # XLA would copy activations of three axes.
         repeated = jnp.repeat(batch["observations"], args.num_candidates + 1, axis=0)  # (B (N + 1), S)
         actions = sample_actions(actor_params, repeated, key).reshape(-1, args.num_candidates + 1, action_dim)
 

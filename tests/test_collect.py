@@ -16,7 +16,7 @@ import pytest
 from helpers import NAME, ROOT, alive, children_of, launch, wait_for
 
 import driftql
-from common import UserError, cli, collect
+from common import UserError, cli, collect, datasets
 from common.collect import __main__ as command
 from common.collect import procedures, read_record
 from common.collect.procedures import make_episode_player, play_seeded
@@ -363,6 +363,7 @@ def test_what_is_collected_is_found_in_a_folder_that_cannot_be_written(tmp_path,
 
     monkeypatch.setattr(collect, "alone", denied)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(datasets, "_download", denied)  # which would want to write there
     assert collect.collect(NAME, tmp_path / "collected", episodes=1) == path
     for data in ("collect", "auto"):
         assert load_dataset(NAME, data=data, data_dir=str(tmp_path), collect_episodes=1).path == str(path)

@@ -146,8 +146,11 @@ def test_data_settings_and_tasks_are_never_mixed(tmp_path):
 def test_a_smaller_actor_is_a_reduced_setting(tmp_path):
     make_run(tmp_path, "idql", changes={"actor_width": 128, "critic_batch_size": 256})
     make_run(tmp_path, "idql", env="cube-single-play", task=2, changes={"actor_width": 128})  # the preset's is None
+    make_run(tmp_path, "idql", env="cube-single-play", task=2)
     groups, out = read_runs.read_runs(tmp_path)
-    assert [(group.smaller, group.reduced) for group in groups] == [(("actor_width",), True), ((), False)] and not out
+    smaller = [(group.smaller, group.settings_text) for group in groups]
+    reduced = ("actor_width",), "reduced: actor-width 128"
+    assert sorted(smaller) == [((), "changed: actor-width 128"), ((), "preset"), reduced] and not out
 
 
 def test_data_of_the_same_words_that_differ_are_told_apart(tmp_path):

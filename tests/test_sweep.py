@@ -307,6 +307,7 @@ def test_what_another_machine_runs_takes_no_worker_here(tmp_path, monkeypatch):
 
         watch.signal = None
         monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+        monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)  # not of this process
         with pytest.raises(InterruptedError):
             sweep.run_here(jobs, 2, [], watch)
         assert len(started) == expected
@@ -338,7 +339,14 @@ def test_a_run_directory_may_go_while_it_is_looked_at(tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text("{}")
-    monkeypatch.setattr(sweep_job, "read_json", lambda path: shutil.rmtree(run, ignore_errors=True) or {"args": {}})
+
+    def read_and_remove(path):
+        if path.name == "config.json":
+            shutil.rmtree(run, ignore_errors=True)
+            return {"args": {}}
+        return None
+
+    monkeypatch.setattr(sweep_job, "read_json", read_and_remove)
     assert sweep_job.look(tmp_path).state == "waiting"
 
 

@@ -6,11 +6,12 @@
     python tools/sweep.py tools/sweeps/corruption.yaml --slurm --partition gpu --gpus-per-job 1 --hours 24
     python tools/sweep.py tools/sweeps/corruption.yaml --status
 
-The files in tools/sweeps need data that are collected first: see their heads. Start the same command again at any time:
-what is finished is skipped, what was interrupted goes on from its checkpoint, what is still running is left to run.
-Ctrl-C, SIGTERM or a lost connection (without nohup or tmux) let the running jobs save, and end it; on SLURM they stay
-in its queue. A file (YAML) is a list of blocks; every key but `settings` is also a flag, and a flag replaces the key in
-all blocks:
+The files in tools/sweeps need data that are collected first: see their heads.
+
+Start the same command again at any time: what is finished is skipped, what was interrupted goes on from its checkpoint,
+what is still running is left to run. Ctrl-C, SIGTERM or a lost connection (without nohup or tmux) let the running jobs
+save, and end it; on SLURM they stay in its queue. A file (YAML) is a list of blocks; every key but `settings` is also a
+flag, and a flag replaces the key in all blocks:
 
     - scripts: [driftql, fql]
       envs: [pointmaze-medium-navigate]
@@ -333,12 +334,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--slurm", action="store_true", help="queue the jobs on SLURM (extra `sweep`)")
     add("--partition", help="SLURM partition")
     add("--hours", type=float, default=24, help="SLURM time limit; a job that reaches it saves and is requeued")
-    add(
-        "--seconds-to-save",
-        type=int,
-        default=120,
-        help="before the time limit (default: 120); on a GPU for an evaluation too",
-    )
+    add("--seconds-to-save", type=int, default=120, help="a job's last seconds, to end an evaluation and save (120)")
     add("--cpus-per-job", type=int, default=4)
     add("--gpus-per-job", type=int, default=0)
     add("--memory-gb", type=float)

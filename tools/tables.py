@@ -144,7 +144,6 @@ def benchmark(groups: list[Group], papers: Papers) -> tuple[list[list[str]], lis
 
 # --------------------------------------------------------------------------------------------------------------- rows
 
-
 LIST_HEADER = ["environment", "algorithm", "ours", "paper", "data", "settings", "seeds", "updates"]
 
 
