@@ -12,25 +12,24 @@ predicts the noise in its input. It is trained
 drawn and one of them is chosen with probability softmax(Q).
 
 Where the paper and the authors' code differ, we follow the code, which made the published numbers:
-  * a reverse step estimates the clean action, clips it, and draws from the posterior around it (the paper writes DDPM's
-    algorithm 2, without a clip and with variance beta);
+  * a reverse step estimates the clean action, clips it, and draws from the posterior around it (the paper: DDPM's);
   * the Q term takes one of the two critics by the toss of a coin and is divided by the mean |Q| of the other;
   * the loss of the critic is a sum over the two critics, not a mean;
-  * with max_q_backup the maximum over samples comes first, for each critic, then the minimum over critics.
+  * with max_q_backup the maximum over samples comes first, for each critic, then the minimum over critics;
   * learning rates do not decay: the authors' commands say --lr_decay, but their scheduler steps once per 50,000 updates
     of a cosine over thousands of such steps, so that the rate ends at 0.999 of where it began (`lr_decay` here decays).
 Different from the authors' code (PyTorch): biases start at zero; dataset actions are clipped to +-(1 - 1e-5), as in the
 other scripts; the dataset lives on the device and `log_every` updates run in one compiled program. `critic_layer_norm`
-is ours.
+and the preset of bandit-corners are ours; the authors' toy has eta 2.5, learning rate 3e-4, batch 100, 100,000 updates,
+a time embedding of 4, and one sample when acting.
 
-Protocol: as the other scripts, 50 episodes every 100k updates, score = mean success of the last three evaluations; on
-D4RL 10 or 100 every 50k, normalized return of the last (the paper: of the best). Needs `common/` (data, critics,
-evaluation, run bookkeeping); the algorithm is all here.
+Protocol: as the other scripts; on D4RL 10 or 100 episodes every 50k, normalized return of the last evaluation (the
+paper's main table selects the model offline, its Table 4 online). The algorithm stands above the line "cut here"; below
+is a run of it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -39,31 +38,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import UserError, cli
-from common.buffers import ReplayBuffer, make_buffer, sample
+from common.args import BaseArgs
+from common.buffers import ReplayBuffer, repeat, sample
 from common.critics import MLP, Critic, mish
-from common.datasets import load_dataset
-from common.evaluation import Evaluator
-from common.runs import Run
-from common.seeds import compile_over_seeds, over_grid, place
 
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(cli.Args):
+class Args(BaseArgs):
     batch_size: int = 256
     """transitions per update"""
     learning_rate: float = 3e-4
-    """Adam, actor and critic"""
+    """of Adam, for actor and critic"""
     critic_learning_rate: float | None = None
-    """Adam, critic; None is learning_rate. The authors tune the actor's alone"""
+    """of Adam, for the critic; None is learning_rate. The authors tune the actor's alone"""
     discount: float = 0.99
     """gamma of the TD target"""
     target_rate: float = 0.005
-    """how far the target critic moves per update"""
+    """share of the way towards the critic that the target critic moves per update"""
     hidden_dims: tuple[int, ...] = (256, 256, 256)
-    """actor and critic, one number per layer"""
+    """widths of the hidden layers, in actor and critic"""
     critic_layer_norm: bool = False
     """LayerNorm in the critic, for OGBench; not in the paper"""
     eta: float = 1.0
@@ -75,17 +70,16 @@ class Args(cli.Args):
     grad_norm: float = 5.0
     """gradients of actor and critic are clipped to this norm, each on its own; 1 to 10 on D4RL"""
     max_q_backup: bool = False
-    """TD target from the best of ten actions (the authors' antmaze runs but umaze)"""
+    """take the TD target from the best of ten actions, as the authors do on all antmaze tasks but umaze"""
     num_samples: int = 50
     """actions to choose from when acting"""
     lr_decay: bool = False
-    """let both learning rates fall to 0 over --steps, as half a cosine; not what the published numbers had"""
+    """let both learning rates fall to 0 over --steps, as half a cosine; the published numbers had constant rates"""
 
     def check(self) -> None:
-        """Raises UserError for values that the algorithm cannot use."""
-        super().check()
+        """Raises ValueError for values that the algorithm cannot use."""
         if self.grad_norm == 0:
-            raise UserError("--grad-norm 0 must be positive; a large number clips nothing.")
+            raise ValueError("--grad-norm 0 must be positive; a large number clips nothing.")
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -322,32 +316,39 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
 def train_chunk(
     agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
-    and the mean of each metric over them."""
+    """`num_updates` updates as one loop, each on a batch of its own. Returns the state after them and the mean of each
+    metric."""
 
-    @jax.jit  # so that the two uses below trace it once
     def step(state):
         key, batch_key = jax.random.split(state.key)
         batch = sample(buffer, batch_key, batch_size)
         return agent.update(state._replace(key=key), batch)
 
-    def step_and_add(carry, _):
-        state, metrics = step(carry[0])
-        return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
+    return repeat(step, state, num_updates)
 
-    # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(structure, sums / num_updates)
+
+# ------------------------------------------------------------------ cut here: above, the algorithm; below, a run of it
+
+from pathlib import Path
+
+from common.args import launch, preset_args
+from common.buffers import make_buffer
+from common.data import Dataset, load_dataset
+from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import place, side_by_side
+
+
+def load(args: Args) -> Dataset:
+    """The data and the environment: the one place to wrap, change or replace them, for training, playing and plots."""
+    return load_dataset(
+        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+    )
 
 
 def main(args: Args) -> Path:
     """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
-    args = cli.prepare(args)
-    dataset = load_dataset(
-        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
-    )
-    cli.say(dataset.summary())
+    dataset = load(args)
 
     def agent_of(args):
         return make_agent(args, dataset.observation_dim, dataset.action_dim)
@@ -355,23 +356,20 @@ def main(args: Args) -> Path:
     def train_interval(agent, state, buffer):
         return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-    init, train, act = over_grid(args, agent_of, train_interval)
-    with Evaluator(args, dataset.make_env, act) as evaluate:
-        # A leading axis of seeds everywhere, with --grid of those of all combinations; the dataset is shared.
-        state, buffer = place(init(), make_buffer(dataset, args.batch_size))
-        train, metric_names = compile_over_seeds(train, state, buffer)
-        with Run(args, dataset, metric_names) as run:
-            state = run.restore(state)
-            while True:
-                if run.evaluation_due():
-                    run.log_evaluation(evaluate(state, run.step, run.stopping))
-                if run.stopping() or run.step >= args.steps:
-                    break
-                state, metrics, seconds = train(state, buffer)
-                run.log(metrics, seconds)
-                if run.save_due():
-                    run.save(state)
-            return run.finish(state)
+    # All seeds, and all combinations of --grid, are one leading axis of the state; they share the dataset.
+    init, train, act = side_by_side(args, agent_of, train_interval)
+    playing = (args.eval_episodes, args.eval_workers, args.progress)
+    with Run(args, dataset) as run, Evaluator(dataset.make_env, act, run.seeds, *playing, run.stopping) as evaluate:
+        state, buffer = place(run.restore(init()), make_buffer(dataset.arrays))
+        while True:
+            if run.evaluation_due:
+                run.log_evaluation(evaluate(state, run.step))
+            if run.finished:
+                return run.finish(state)
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due:
+                run.save(state)
 
 
 # -------------------------------------------------------------------------------------------------------------- presets
@@ -380,7 +378,7 @@ def main(args: Args) -> Path:
 # step make |Q| about a hundred where one action changes Q by one, so that with eta = 1 the policy stays the behaviour
 # policy; with a large eta the critic's errors count, and LayerNorm keeps them small. |Q| / eta weighs the data as FQL's
 # alpha does, which is 10 or 30 for the mazes and 300 for the cube. Discounts: FQL's. The evidence, a quarter of a run
-# on antmaze-large, a tenth on cube-single, and smaller ones, stands in docs/presets.md.
+# on antmaze-large, a tenth on cube-single, and smaller ones, stands in docs/lab-notes.md.
 NAVIGATE = dict(critic_layer_norm=True, eta=5.0)
 PRESETS = {
     "antmaze-large-navigate": dict(discount=0.99, **NAVIGATE),
@@ -414,10 +412,6 @@ D4RL = {
     "antmaze-large-diverse": dict(eta=3.5, grad_norm=7.0, max_q_backup=True, **MAZE),
     "pen-human": dict(eta=0.15, grad_norm=7.0, learning_rate=3e-5, **PEN),
     "pen-cloned": dict(eta=0.1, grad_norm=8.0, learning_rate=3e-5, **PEN),
-    # For the record: kitchen cannot be run, its environment fails with MuJoCo 4.
-    "kitchen-complete": dict(eta=0.005, grad_norm=9.0, **REST | dict(steps=250_000)),
-    "kitchen-partial": dict(eta=0.005, grad_norm=10.0, **REST),
-    "kitchen-mixed": dict(eta=0.005, grad_norm=10.0, **REST),
 }
 PRESETS |= D4RL
 
@@ -438,8 +432,8 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": CORNERS, "pointmaze-medium-navig
 
 def args_for(env: str, **changes: Any) -> Args:
     """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", seed=1)."""
-    return cli.args_for(Args, PRESETS, env, changes)
+    return preset_args(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    cli.launch(main, Args, PRESETS)
+    launch(main, Args, PRESETS)

@@ -1,6 +1,6 @@
 """Drift Q-Learning (DriftQL), https://arxiv.org/abs/2606.00350, in one file.
 
-    python driftql.py --env bandit                                 # a policy that works, a minute on a laptop
+    python driftql.py --env bandit                                 # a policy that works, seconds on a laptop
     python driftql.py --env antmaze-large-navigate --num-seeds 8   # the benchmark, on a GPU
     python driftql.py --help
 
@@ -17,46 +17,41 @@ Where the paper and the authors' code differ, we follow the code, which made the
   * networks apply GELU, then LayerNorm (the appendix says LayerNorm, then GELU);
   * the TD target takes the mean or the minimum of the two critics per environment (the text says minimum);
   * the target network moves towards the critic as it was before the gradient step.
-Different from the authors' code: actions that are not a number are not replaced by 0, a run ends at the first loss that
-is not finite; the dataset lives on the device and `log_every` updates run in one compiled program.
+Different from the authors' code: their cap on the drift loss's batch (`drift_batch_size` 256) is absent; actions that
+are not a number are not replaced by 0, a run ends at the first loss that is not finite; the dataset lives on the device
+and `log_every` updates run in one compiled program.
 
 Protocol: 50 episodes every 100k updates, actions sampled once and clipped, score = mean success of the last three
-evaluations (D4RL: normalized return of the last). Needs `common/` (data, critics, evaluation, run bookkeeping); the
-algorithm is all here.
+evaluations (D4RL: normalized return of the last). The algorithm stands above the line "cut here"; below is a run of it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from common import UserError, cli
-from common.buffers import ReplayBuffer, make_buffer, sample
+from common.args import BaseArgs
+from common.buffers import ReplayBuffer, repeat, sample
 from common.critics import MLP, Critic
-from common.datasets import load_dataset
-from common.evaluation import Evaluator
-from common.runs import Run
-from common.seeds import compile_over_seeds, over_grid, place
 
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(cli.Args):
+class Args(BaseArgs):
     batch_size: int = 256
     """transitions per update"""
     learning_rate: float = 3e-4
-    """Adam, actor and critic"""
+    """of Adam, for actor and critic"""
     discount: float = 0.99
     """gamma of the TD target"""
     target_rate: float = 0.005
-    """how far the target critic moves per update"""
+    """share of the way towards the critic that the target critic moves per update"""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """actor and critic, one number per layer"""
+    """widths of the hidden layers, in actor and critic"""
     q_agg: Literal["mean", "min"] = "min"
     """how the TD target joins the two critics"""
     alpha: float = 10.0
@@ -71,10 +66,9 @@ class Args(cli.Args):
     """input noise of the actor; None is the action dimension"""
 
     def check(self) -> None:
-        """Raises UserError for values that the algorithm cannot use."""
-        super().check()
+        """Raises ValueError for values that the algorithm cannot use."""
         if self.temperature == 0:
-            raise UserError("--temperature 0 must be positive.")
+            raise ValueError("--temperature 0 must be positive.")
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -237,32 +231,39 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
 def train_chunk(
     agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
-    and the mean of each metric over them."""
+    """`num_updates` updates as one loop, each on a batch of its own. Returns the state after them and the mean of each
+    metric."""
 
-    @jax.jit  # so that the two uses below trace it once
     def step(state):
         key, batch_key = jax.random.split(state.key)
         batch = sample(buffer, batch_key, batch_size)
         return agent.update(state._replace(key=key), batch)
 
-    def step_and_add(carry, _):
-        state, metrics = step(carry[0])
-        return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
+    return repeat(step, state, num_updates)
 
-    # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(structure, sums / num_updates)
+
+# ------------------------------------------------------------------ cut here: above, the algorithm; below, a run of it
+
+from pathlib import Path
+
+from common.args import launch, preset_args
+from common.buffers import make_buffer
+from common.data import Dataset, load_dataset
+from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import place, side_by_side
+
+
+def load(args: Args) -> Dataset:
+    """The data and the environment: the one place to wrap, change or replace them, for training, playing and plots."""
+    return load_dataset(
+        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+    )
 
 
 def main(args: Args) -> Path:
     """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
-    args = cli.prepare(args)
-    dataset = load_dataset(
-        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
-    )
-    cli.say(dataset.summary())
+    dataset = load(args)
 
     def agent_of(args):
         return make_agent(args, dataset.observation_dim, dataset.action_dim)
@@ -270,23 +271,20 @@ def main(args: Args) -> Path:
     def train_interval(agent, state, buffer):
         return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-    init, train, act = over_grid(args, agent_of, train_interval)
-    with Evaluator(args, dataset.make_env, act) as evaluate:
-        # A leading axis of seeds everywhere, with --grid of those of all combinations; the dataset is shared.
-        state, buffer = place(init(), make_buffer(dataset, args.batch_size))
-        train, metric_names = compile_over_seeds(train, state, buffer)
-        with Run(args, dataset, metric_names) as run:
-            state = run.restore(state)
-            while True:
-                if run.evaluation_due():
-                    run.log_evaluation(evaluate(state, run.step, run.stopping))
-                if run.stopping() or run.step >= args.steps:
-                    break
-                state, metrics, seconds = train(state, buffer)
-                run.log(metrics, seconds)
-                if run.save_due():
-                    run.save(state)
-            return run.finish(state)
+    # All seeds, and all combinations of --grid, are one leading axis of the state; they share the dataset.
+    init, train, act = side_by_side(args, agent_of, train_interval)
+    playing = (args.eval_episodes, args.eval_workers, args.progress)
+    with Run(args, dataset) as run, Evaluator(dataset.make_env, act, run.seeds, *playing, run.stopping) as evaluate:
+        state, buffer = place(run.restore(init()), make_buffer(dataset.arrays))
+        while True:
+            if run.evaluation_due:
+                run.log_evaluation(evaluate(state, run.step))
+            if run.finished:
+                return run.finish(state)
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due:
+                run.save(state)
 
 
 # -------------------------------------------------------------------------------------------------------------- presets
@@ -358,8 +356,8 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 
 def args_for(env: str, **changes: Any) -> Args:
     """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", seed=1)."""
-    return cli.args_for(Args, PRESETS, env, changes)
+    return preset_args(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    cli.launch(main, Args, PRESETS)
+    launch(main, Args, PRESETS)

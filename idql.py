@@ -12,25 +12,23 @@ Three learners, of which the policy meets the other two only when acting:
   3. a pair of Q networks with TD targets r + discount * V(s').
 To act, 64 actions are drawn from the behaviour model and the one with the highest Q is taken.
 
-There are two official codes. We follow the paper and its time's (April 2023, commits 89bb493 to ed59863), where one
-update is two steps of the actor, each on its own half of the batch, then one of V and one of Q on the first
-`critic_batch_size` transitions:
-  * Adam, with a cosine decay of the actor's rate to 0 over its steps, which are twice --steps;
-  * the slices of that code leave the second half of the batch empty, so it cannot have run as committed; the halves of
-    1,024 are what its comment and the paper say.
+There are two official codes. We follow the paper and the code of its time (April 2023, commit 89bb493 or 9cc91a6): one
+update is two steps of the actor (Adam, with a cosine decay to 0 over its steps, twice --steps), then one of V and one
+of Q on the first `critic_batch_size` transitions. Each step of the actor takes its own half of the batch (1,024), as
+that code's comment and the paper say. The code as committed slices otherwise: its first step takes all 2,048, its
+second an empty half, whose loss is NaN and whose gradient is zero, so that Adam moves on momentum alone. On a bandit
+the denoising losses of both were equal within 1%.
 The release of December 2023 is another learner: AdamW, swish, another time embedding, LayerNorm before V, one batch of
 512 for all three. The paper also defines drawing the action with weights; the official evaluation takes the best, and
 so do we. Different from both codes: they train on a random 95% of the data, we on all of it; the dataset lives on the
 device and `log_every` updates run in one compiled program.
 
 Protocol: 50 episodes every 125k of 1.5M updates (3M steps of the actor), score = mean success of the last three
-evaluations (D4RL: normalized return of the last). Needs `common/` (data, critics, evaluation, run bookkeeping); the
-algorithm is all here.
+evaluations (D4RL: normalized return of the last). The algorithm stands above the line "cut here"; below is a run of it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,33 +37,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import UserError, cli
-from common.buffers import ReplayBuffer, make_buffer, sample
+from common.args import BaseArgs
+from common.buffers import ReplayBuffer, repeat, sample
 from common.critics import MLP, Critic, fan_avg, mish
-from common.datasets import load_dataset
-from common.evaluation import Evaluator
-from common.runs import Run
-from common.seeds import compile_over_seeds, over_grid, place
 
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
-class Args(cli.Args):
+class Args(BaseArgs):
     batch_size: int = 2048
     """transitions per update; the actor takes two steps, one on each half"""
     critic_batch_size: int = 256
-    """how many of them, the first, value and critic train on"""
+    """value and critic train on the first so many of them"""
     learning_rate: float = 3e-4
-    """Adam, actor, value and critic; the actor's falls to 0 over --steps, as half a cosine"""
+    """of Adam, for actor, value and critic; the actor's falls to 0 over --steps, as half a cosine"""
     discount: float = 0.99
     """gamma of the TD target"""
     target_rate: float = 0.005
-    """how far the target critic moves per update"""
+    """share of the way towards the critic that the target critic moves per update"""
     hidden_dims: tuple[int, ...] = (256, 256)
-    """value and critic, one number per layer"""
+    """widths of the hidden layers, in value and critic"""
     actor_width: int | None = None
-    """of the actor's three residual blocks; None is the first of hidden_dims"""
+    """width of the actor's three residual blocks; None is the first of hidden_dims"""
     expectile: float = 0.7
     """which expectile of Q the value is, 0.5 to 1; the one to tune: 0.7 or 0.9"""
     diffusion_steps: int = 5
@@ -73,18 +67,17 @@ class Args(cli.Args):
     num_samples: int = 64
     """actions to choose from when acting"""
     actor_target_rate: float = 0.001
-    """how far the target actor, which acts, moves per step of the actor"""
+    """share of the way towards the actor that the target actor, which acts, moves per step of the actor"""
     sampling_temperature: float = 1.0
     """scale of the noise in the reverse steps"""
 
     def check(self) -> None:
-        """Raises UserError for values that the algorithm cannot use."""
-        super().check()
+        """Raises ValueError for values that the algorithm cannot use."""
         if not 0 < self.expectile < 1:
-            raise UserError(f"--expectile {self.expectile} must lie between 0 and 1, ends excluded.")
+            raise ValueError(f"--expectile {self.expectile} must lie between 0 and 1, ends excluded.")
         if self.batch_size % 2 or self.critic_batch_size > self.batch_size:
             sizes = f"--batch-size {self.batch_size} and --critic-batch-size {self.critic_batch_size}"
-            raise UserError(f"{sizes}: the first must be even, for its halves, and the second no larger.")
+            raise ValueError(f"{sizes}: the first must be even, for its halves, and the second no larger.")
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -322,32 +315,39 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
 def train_chunk(
     agent: Agent, state: TrainState, buffer: ReplayBuffer, batch_size: int, num_updates: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`num_updates` updates as one loop that can be compiled, each on a batch of its own. Returns the state after them
-    and the mean of each metric over them."""
+    """`num_updates` updates as one loop, each on a batch of its own. Returns the state after them and the mean of each
+    metric."""
 
-    @jax.jit  # so that the two uses below trace it once
     def step(state):
         key, batch_key = jax.random.split(state.key)
         batch = sample(buffer, batch_key, batch_size)
         return agent.update(state._replace(key=key), batch)
 
-    def step_and_add(carry, _):
-        state, metrics = step(carry[0])
-        return (state, carry[1] + jnp.stack(jax.tree.leaves(metrics))), None
+    return repeat(step, state, num_updates)
 
-    # Summed on the way: on a GPU, writing a row per update would not fit into the CUDA graph of an update.
-    structure = jax.tree.structure(jax.eval_shape(step, state)[1])
-    (state, sums), _ = jax.lax.scan(step_and_add, (state, jnp.zeros(structure.num_leaves)), length=num_updates)
-    return state, jax.tree.unflatten(structure, sums / num_updates)
+
+# ------------------------------------------------------------------ cut here: above, the algorithm; below, a run of it
+
+from pathlib import Path
+
+from common.args import launch, preset_args
+from common.buffers import make_buffer
+from common.data import Dataset, load_dataset
+from common.evaluation import Evaluator
+from common.runs import Run
+from common.seeds import place, side_by_side
+
+
+def load(args: Args) -> Dataset:
+    """The data and the environment: the one place to wrap, change or replace them, for training, playing and plots."""
+    return load_dataset(
+        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+    )
 
 
 def main(args: Args) -> Path:
     """A whole run: data, agent, training with evaluations and checkpoints. Returns the run's directory."""
-    args = cli.prepare(args)
-    dataset = load_dataset(
-        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
-    )
-    cli.say(dataset.summary())
+    dataset = load(args)
 
     def agent_of(args):
         return make_agent(args, dataset.observation_dim, dataset.action_dim)
@@ -355,23 +355,20 @@ def main(args: Args) -> Path:
     def train_interval(agent, state, buffer):
         return train_chunk(agent, state, buffer, args.batch_size, args.log_every)
 
-    init, train, act = over_grid(args, agent_of, train_interval)
-    with Evaluator(args, dataset.make_env, act) as evaluate:
-        # A leading axis of seeds everywhere, with --grid of those of all combinations; the dataset is shared.
-        state, buffer = place(init(), make_buffer(dataset, args.batch_size))
-        train, metric_names = compile_over_seeds(train, state, buffer)
-        with Run(args, dataset, metric_names) as run:
-            state = run.restore(state)
-            while True:
-                if run.evaluation_due():
-                    run.log_evaluation(evaluate(state, run.step, run.stopping))
-                if run.stopping() or run.step >= args.steps:
-                    break
-                state, metrics, seconds = train(state, buffer)
-                run.log(metrics, seconds)
-                if run.save_due():
-                    run.save(state)
-            return run.finish(state)
+    # All seeds, and all combinations of --grid, are one leading axis of the state; they share the dataset.
+    init, train, act = side_by_side(args, agent_of, train_interval)
+    playing = (args.eval_episodes, args.eval_workers, args.progress)
+    with Run(args, dataset) as run, Evaluator(dataset.make_env, act, run.seeds, *playing, run.stopping) as evaluate:
+        state, buffer = place(run.restore(init()), make_buffer(dataset.arrays))
+        while True:
+            if run.evaluation_due:
+                run.log_evaluation(evaluate(state, run.step))
+            if run.finished:
+                return run.finish(state)
+            state, metrics = train(state, buffer)
+            run.log(metrics)
+            if run.save_due:
+                run.save(state)
 
 
 # -------------------------------------------------------------------------------------------------------------- presets
@@ -426,8 +423,8 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 
 def args_for(env: str, **changes: Any) -> Args:
     """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", seed=1)."""
-    return cli.args_for(Args, PRESETS, env, changes)
+    return preset_args(Args, PRESETS, env, changes)
 
 
 if __name__ == "__main__":
-    cli.launch(main, Args, PRESETS)
+    launch(main, Args, PRESETS)

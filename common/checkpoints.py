@@ -2,30 +2,73 @@
 
 import dataclasses
 import hashlib
-import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import cloudpickle
 import flax
 import jax
 import numpy as np
 
 from common import UserError
-from common.cli import Args, args_of, read_config
-from common.files import expanded, write_atomically
-from common.grid import Member, combination_name, members, single
-from common.seeds import over_grid
+from common.args import BaseArgs, combination_name, members, read_args, read_config, single
+from common.seeds import side_by_side
+from common.system import expanded, write_atomically
 
 FILE = "checkpoint.msgpack"
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def save(directory: Path, state: Any, progress: dict[str, Any]) -> None:
-    """Writes the state and what the run's log has to know to go on. A kill at any moment leaves either the old or the
-    new checkpoint. Raises UserError if the disk is full; the old one stays."""
-    content = flax.serialization.to_bytes(jax.device_get(state))
-    payload = flax.serialization.msgpack_serialize(progress | {"state": content})
-    write_atomically(directory / FILE, hashlib.sha256(payload).digest() + payload)
+def save(directory: Path, state: Any, about: dict[str, Any]) -> None:
+    """Writes the state, and what is to be known about it. A kill at any moment leaves the old or the new checkpoint.
+
+    Raises UserError if the disk is full; the old one stays.
+    """
+    content = {"about": about, "state": flax.serialization.to_state_dict(jax.device_get(state))}
+    payload = flax.serialization.msgpack_serialize(content)
+    write_atomically(directory / FILE, hashlib.sha256(payload).digest(), payload)
+
+
+def load(directory: str | Path) -> dict[str, Any]:
+    """The checkpoint of a run: `about`, as given to `save`, and `state`, for `restore`. Raises UserError if it is
+    missing, damaged, or of another version."""
+    path = expanded(directory) / FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    payload = content[32:]
+    if hashlib.sha256(payload).digest() != content[:32]:
+        raise UserError(f"{path} is damaged: its checksum is wrong.")
+    try:
+        checkpoint = flax.serialization.msgpack_restore(payload)
+    except Exception:  # whatever is not MessagePack raises
+        checkpoint = None
+    about = checkpoint.get("about") if isinstance(checkpoint, dict) and "state" in checkpoint else None
+    kinds = {"step": int, "logs": dict, "identity": str}
+    if not isinstance(about, dict) or any(type(about.get(name)) is not kind for name, kind in kinds.items()):
+        raise UserError(f"{path} was written by another version of this project.")
+    return checkpoint
+
+
+def restore(state: Any, saved: Any) -> Any:
+    """The saved state in the structure of `state`, on its devices. Raises UserError if shapes or types differ."""
+    expected: Any = jax.tree.structure(flax.serialization.to_state_dict(state))
+    same = expected == jax.tree.structure(saved)
+    try:
+        restored = flax.serialization.from_state_dict(state, saved)
+        same &= jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, restored))
+    except (ValueError, KeyError, AttributeError):
+        same = False
+    if not same:
+        raise UserError("the checkpoint does not fit what this script makes of the run's config.json.")
+    # A copy: training reuses the memory of its state, and NumPy may still own that of `restored`.
+    copies = jax.tree.map(lambda old, new: jax.device_put(new, getattr(old, "sharding", None)), state, restored)
+    return jax.tree.map(lambda x: x.copy(), copies)
 
 
 def not_finite(state: Any) -> int | None:
@@ -35,96 +78,73 @@ def not_finite(state: Any) -> int | None:
     return min((int(i) for indices in bad for i in indices), default=None)
 
 
-def load(directory: str | Path) -> dict[str, Any]:
-    """The checkpoint of a run: `state` (bytes for `restore`) and what `save` was given beside it.
-
-    Raises UserError if it is missing or damaged."""
-    path = expanded(directory) / FILE
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    digest, payload = content[:32], content[32:]
-    if hashlib.sha256(payload).digest() != digest:
-        raise UserError(f"{path} is damaged: its checksum is wrong.")
-    return flax.serialization.msgpack_restore(payload)
-
-
-def restore(state: Any, content: bytes) -> Any:
-    """The saved state in the structure of `state`. Raises UserError if shapes or types differ."""
-    try:
-        restored = flax.serialization.from_bytes(state, content)
-        same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, restored)
-    except (ValueError, KeyError, AttributeError):
-        same = False
-    if not jax.tree.all(same):
-        raise UserError("the checkpoint does not fit what this script makes of the run's config.json.")
-    # On the devices that `state` is on, if it is on any.
-    return jax.tree.map(lambda old, new: jax.device_put(new, getattr(old, "sharding", None)), state, restored)
-
-
 class Policy(NamedTuple):
     """A trained policy: act(observations (B, S), key) -> actions (B, A) in [-1, 1]."""
 
     act: Callable[[jax.Array, jax.Array], jax.Array]
     agent: Any  # init, update and act of the script
     state: Any  # of one seed
-    args: Args
-    step: int  # gradient steps that the policy was trained for
+    args: BaseArgs
+    step: int  # updates that the policy was trained for
 
 
-def load_policy(directory: str | Path, seed: int | None = None, **values: float) -> Policy:
-    """The policy of a run's last checkpoint. seed: which one of several, None is the first; values: which combination
-    of a run with --grid, load_policy(run, alpha=3). It comes as that of a run with this seed and these values alone.
+def load_policy(
+    directory: str | Path, seed: int | None = None, script: str | Path | None = None, **values: float
+) -> Policy:
+    """The policy of a run's last checkpoint.
 
-    The script that made the run has to be importable (it is from the folder that it stands in). Raises UserError if the
-    directory is not a run, has no such seed or combination, more than one, or no checkpoint yet.
+    seed: which one of several, None is the first; script: the file of the algorithm, where it is not at the project's
+    root; values: which combination of a run with --grid, load_policy(run, alpha=3).
+    Raises UserError if the directory is no run, or has no such seed or combination, or more than one.
     """
-    agent_of, args, state, step = load_members(directory)
-    (index, *others) = find_members(directory, args, seed, values)
-    its_values, its_seed = members(args)[index]
-    if any(members(args)[i].values != its_values for i in others):
-        names = dict.fromkeys(combination_name(member.values) for member in members(args))
-        raise UserError(f"{directory} has a grid; choose one of {', '.join(names)}.")
-    state = jax.tree.map(lambda x: x[index], state)
-    if args.grid:
-        state, args = state.state, single(args, its_values)
-    args = dataclasses.replace(args, seed=its_seed, num_seeds=1)
-    agent = agent_of(args)
+    module, args, state, step = load_members(directory, script)
+    fitting = [
+        (i, member)
+        for i, member in enumerate(members(args))
+        if seed in (None, member.seed) and values.items() <= member.values.items()
+    ]
+    if len({combination_name(member.values) for _, member in fitting}) != 1:
+        there = dict.fromkeys(member.name for member in members(args))
+        raise UserError(f"{directory}: choose one seed and combination that is there: {'; '.join(there)}.")
+    index, member = fitting[0]
+    config = read_config(directory)["dataset"]
+    args = dataclasses.replace(single(args, member.values), seed=member.seed, num_seeds=1)
+    agent = module.make_agent(args, config["observation_dim"], config["action_dim"])
+    own = jax.tree.map(lambda x: x[index], state.state)
     act = jax.jit(agent.act)
-    return Policy(lambda observations, key: act(state, observations, key), agent, state, args, step)
+    return Policy(lambda observations, key: act(own, observations, key), agent, own, args, step)
 
 
-def load_members(directory: str | Path) -> tuple[Callable, Args, Any, int]:
-    """agent_of(args) of the run's script, the run's arguments, the state of all its members (common/grid.py), and the
-    gradient steps. Raises UserError as `load_policy` does."""
+def load_members(directory: str | Path, script: str | Path | None = None) -> tuple[ModuleType, BaseArgs, Any, int]:
+    """The run's script as a module, its arguments, the state of all its members, and the updates they were trained
+    for. script and errors as in `load_policy`."""
     config = read_config(directory)
-    try:
-        script = importlib.import_module(config["algo"])
-    except ModuleNotFoundError:
-        raise UserError(f"{directory} was made by {config['algo']}.py, which cannot be imported from here.") from None
-    if not (hasattr(script, "Args") and hasattr(script, "make_agent")):
-        raise UserError(f"{directory} was made by {config['algo']}.py, which has no Args and make_agent of its own.")
+    module = import_script(config["algo"], script)
+    args, checkpoint = read_args(module.Args, directory), load(directory)
 
     def agent_of(args):
-        return script.make_agent(args, config["dataset"]["observation_dim"], config["dataset"]["action_dim"])
+        return module.make_agent(args, config["dataset"]["observation_dim"], config["dataset"]["action_dim"])
 
-    args = args_of(script.Args, directory)
-    checkpoint = load(directory)
-    init, *_ = over_grid(args, agent_of)
-    return agent_of, args, restore(jax.eval_shape(init), checkpoint["state"]), checkpoint["step"]
+    init, *_ = side_by_side(args, agent_of)
+    state = restore(jax.eval_shape(init), checkpoint["state"])
+    return module, args, state, checkpoint["about"]["step"]
 
 
-def find_members(directory: str | Path, args: Args, seed: int | None, values: dict[str, float]) -> list[int]:
-    """Indices of the members with this seed (None: any) and these values. Raises UserError if there are none."""
-    if seed is not None and not args.seed <= seed < args.seed + args.num_seeds:
-        raise UserError(f"{directory} has seeds {args.seed} to {args.seed + args.num_seeds - 1}, not {seed}.")
-
-    def fits(member: Member) -> bool:
-        return seed in (None, member.seed) and values.items() <= member.values.items()
-
-    found = [i for i, member in enumerate(members(args)) if fits(member)]
-    if not found:
-        has = f"its grid is {' '.join(args.grid)}" if args.grid else "it was trained without --grid"
-        raise UserError(f"{directory} has no {combination_name(values)}: {has}.")
-    return found
+def import_script(name: str, path: str | Path | None = None) -> ModuleType:
+    """A script as a module: the file `path`, or NAME.py at the project's root. A run directory, which may be somebody
+    else's, never decides what is imported. Raises UserError if it is not there."""
+    file = expanded(path).resolve() if path else ROOT / f"{name}.py"
+    if not name.isidentifier() or not file.exists() or (path and file.stem != name):
+        raise UserError(f"the run was made by {name}.py, which is not in {ROOT}; give its path (--script).")
+    loaded = sys.modules.get(name)
+    if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == file:
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look a module up by its name
+    spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # a wrapper defined in it reaches workers, which cannot import it
+    if not (hasattr(module, "Args") and hasattr(module, "make_agent")):
+        raise UserError(f"{file} has no Args and make_agent.")
+    return module

@@ -1,5 +1,4 @@
-"""The networks that the scripts build on: an MLP, an ensemble of Q networks, an activation. Definitions only: what a
-critic is trained on stands in each script."""
+"""The networks that the scripts build on. What a critic is trained on stands in each script."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,27 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Glorot uniform by another name; biases start at zero.
-fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # Glorot uniform; biases start at zero
 
 
 def mish(x: jax.Array) -> jax.Array:
-    """x tanh(ln(1 + e^x)), elementwise (arXiv 1908.08681), as x n / (n + 2) with n = e^x (e^x + 2).
-
-    One exponential, where jax.nn.mish has an exponential, a logarithm and a tanh: with those Diffusion-QL's update
-    takes 1.2 times as long on a CPU.
-    """
-    u = jnp.exp(jnp.minimum(x, 20.0))  # its square must not overflow; from there on the fraction is 1
+    """x tanh(ln(1 + e^x)), elementwise (arXiv 1908.08681), from a single exponential, which is faster."""
+    u = jnp.exp(jnp.minimum(x, 20.0))  # its square must not overflow; beyond 20 the fraction is 1
     n = u * (u + 2)
     return x * (n / (n + 2))
 
 
 class MLP(nn.Module):
-    """Dense -> activation (GELU in its tanh approximation) -> LayerNorm (optional) per hidden layer, then one linear
-    layer.
-
-    LayerNorm comes after the activation, as in the authors' code (DriftQL's paper prints it before).
-    """
+    """Dense, activation (GELU in its tanh form) and perhaps LayerNorm per hidden layer, then one dense layer. LayerNorm
+    follows the activation, as in the authors' code (DriftQL's paper prints it before)."""
 
     hidden_dims: Sequence[int]
     output_dim: int
@@ -39,8 +30,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.hidden_dims:
             x = self.activation(nn.Dense(size, kernel_init=self.kernel_init)(x))
-            if self.layer_norm:
-                # The variance as mean((x - mean)^2): more exact than its fast form, and fewer kernels on a GPU.
+            if self.layer_norm:  # the variance as mean((x - mean)^2) is more exact than its fast form
                 x = nn.LayerNorm(use_fast_variance=False)(x)
         return nn.Dense(self.output_dim, kernel_init=self.kernel_init)(x)
 

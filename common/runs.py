@@ -1,131 +1,166 @@
-"""One run: its directory, log, progress and result.
+"""One run: its directory, logs, progress and result.
 
-`runs/<env>-task<k>__<algo>__<seed>__<time>/` holds
+`runs/<env>-task<k>__<algo>__<seed>__<time>/`, or the directory that --run-dir names, holds
 
-    config.json         arguments, versions, git commit, device, dataset
-    metrics.csv         a line per seed (with --grid of each combination) and interval or evaluation; TensorBoard too
-    checkpoint.msgpack  the state of all seeds and the evaluations so far, written to another name, then renamed
-    result.json         written when the run ends well, with curve.png, rollouts.png, film.gif
+    config.json           arguments, versions, git commit, device, dataset
+    train.csv, eval.csv   a row per member (a seed of a combination) and interval or evaluation; TensorBoard's files too
+    checkpoint.msgpack    the state of all members, and where the logs ended
+    result.json           written when the run ends well, with curve.png and rollouts.png
+
+The same command, given again, goes on from the checkpoint: rows of the logs that are newer are dropped and come again.
 """
 
 import contextlib
 import csv
-import dataclasses
 import hashlib
-import io
-import json
+import importlib.metadata
 import os
-import shlex
+import platform
+import select
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from common import UserError, checkpoints, cli, d4rl
-from common.arguments import absolute_paths, script_of
-from common.cli import Args
-from common.files import lock, remove_parts, write_json
-from common.grid import combination_name, member_names, members
+from common import UserError, checkpoints
+from common.args import (
+    MAY_CHANGE,
+    BaseArgs,
+    Member,
+    as_user_error,
+    combination_name,
+    combinations_of,
+    digest_of,
+    members,
+    read_config,
+    script_of,
+    write_config,
+)
+from common.data.dataset import PHYSICS, Dataset
+from common.evaluation import FIGURES
 from common.plots import draw_run
-from common.progress import ProgressBar, say
-from common.results import by_combination, circumstances, make_result, score_lines
-from common.signals import Signals
-from common.transitions import Dataset
-
-# What an evaluation can report, in the order of metrics.csv.
-EVALUATED = ("success", "support", "return", "length", "normalized")
-
-
-@dataclass
-class Progress:
-    """What has happened so far; a checkpoint holds it beside the state."""
-
-    step: int = 0
-    evaluations: list[dict] = field(default_factory=list)  # step, and name -> one value per member (common/grid.py)
-    updates: int = 0  # of which the time was taken,
-    seconds: float = 0.0  # in which they ran: without compilation, evaluation, logging
-    wall_seconds: float = 0.0
-    metrics_bytes: int = 0  # length of metrics.csv
-
-    @property
-    def updates_per_second(self) -> float:
-        """Mean over all training; all seeds advance together."""
-        return self.updates / self.seconds if self.seconds else 0.0
+from common.system import installed, lock, progress_bar, require, say, sha256, write_atomically, write_json
+from common.workers import STOP_SIGNALS
 
 
 class Run:
-    """The directory and the log of one run, as a context manager that closes all files.
+    """The directory and the logs of one run, as a context manager.
 
-    metrics: names of what `log` will be given. A new directory is made, or with args.resume an old one is opened.
-    Raises UserError if that cannot be done.
+    Raises UserError if the directory cannot be used: another process works on it, something in it is damaged, or it
+    does not belong to these arguments and data.
     """
 
-    def __init__(self, args: Args, dataset: Dataset, metrics: Sequence[str]):
-        self.args, self.dataset, self.interval = args, dataset, args.log_every or 1
-        self.members, self.names = members(args), member_names(args)
-        names = [*self.members[0].values, *(f"eval/{name}" for name in EVALUATED), *metrics]
-        self.columns = ["step", "seed", *names, "charts/updates_per_second"]
-        self.rollouts: dict[str, Any] = {"paths": [], "film": None}  # of the last evaluation, for the pictures
-        self.playing: list[tuple[int, Future]] = []  # at most one evaluation on its way, and its step
-        with contextlib.ExitStack() as files:
-            self.signals = Signals()
-            files.callback(self.signals.close)
-            self.directory = Path(args.resume) if args.resume else make_directory(args, dataset)
-            if not lock(self.directory, files):
-                raise UserError(f"{self.directory}: another process is working on this run.")
-            remove_parts(self.directory)
-            self.done, self.content = self._open_old() if args.resume else (Progress(), None)
-            self.saved_step, self.began = self.done.step, time.monotonic()
-            self.csv = files.enter_context(_open_metrics(self.directory / "metrics.csv", self.columns, self.done))
-            self.writers = [files.enter_context(contextlib.closing(writer)) for writer in self._event_writers()]
-            self.tracker = self._start_tracking(files) if args.track else None
-            bar = ProgressBar("train", args.steps, "update", initial=self.done.step, shown=args.progress)
-            self.bar = files.enter_context(bar)
-            self.files = files.pop_all()
+    def __init__(self, args: BaseArgs, dataset: Dataset):
+        self.args, self.dataset, self.members = args, dataset, members(args)
+        self.seeds = [member.seed for member in self.members]
+        # What ties a checkpoint to its run.
+        arguments = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+        self.identity = digest_of([script_of(type(args)).stem, arguments, dataset.name, dataset.sha256])
+        self.step = self.updates = 0  # updates: those whose time, in seconds, was taken
+        self.seconds = self.wall_seconds = 0.0
+        self.evaluations: list[dict[str, Any]] = []  # step, and name -> one value per member
+        self.rollouts: list[np.ndarray] = []  # paths of the last evaluation, for the picture
+        self.began = self.mark = time.monotonic()
+        self.timed = False  # the first interval is not, because it compiles
+        say(dataset.summary())
+        with contextlib.ExitStack() as stack:
+            self.signals = stack.enter_context(contextlib.closing(StopSignals()))
+            self.directory = Path(args.run_dir) if args.run_dir else new_directory(args, dataset)
+            self._open(stack)
+            folders = [self.directory / self._name(member) for member in self.members]
+            self.events = Events(folders, None if self.new else self.step + 1)
+            self.tracker = self._start_tracking(stack) if args.track else None
+            bar = progress_bar("train", args.steps, "update", initial=self.step, shown=args.progress)
+            self.bar = stack.enter_context(bar)
+            self.stack = stack.pop_all()
         if args.grid:
             say(f"grid    {' '.join(args.grid)}: {len(self.members)} trained side by side")
         say(f"run     {self.directory}")
 
-    def _open_old(self) -> tuple[Progress, bytes | None]:
-        """Progress and state of the checkpoint, if there is one yet."""
-        if (record := cli.read_config(self.directory)["dataset"])["sha256"] != self.dataset.sha256:
-            raise UserError(f"--resume {self.directory}: the dataset is not the one that the run began with.")
-        # A file that has moved has lost what stood beside it.
-        self.dataset = dataclasses.replace(self.dataset, source=record["source"], collection=record["collection"])
-        if not ((self.directory / checkpoints.FILE).exists() or (self.directory / "result.json").exists()):
-            say("NOTE    there is no checkpoint yet; the run begins again")
-            return Progress(), None
-        checkpoint = checkpoints.load(self.directory)
-        content = checkpoint.pop("state")
-        done = Progress(**checkpoint | {"evaluations": json.loads(checkpoint["evaluations"])})
-        if self.args.steps < done.step:
-            raise UserError(f"--steps {self.args.steps} is less than the {done.step} that the run has done.")
-        return done, content
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        """Locks and checks the directory, and only then makes its files what they were at the checkpoint."""
+        directory, steps = self.directory, self.args.steps
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for _ in range(10):  # a report that looks whether the run is alive holds the lock for an instant
+                if locked := lock(directory, stack):
+                    break
+                time.sleep(0.1)
+            if not locked:
+                raise UserError(f"{directory}: another process is working on this run.")
+            there = sorted(path.name for path in directory.iterdir() if not path.name.startswith(".new-"))
+        except OSError as error:
+            raise UserError(f"cannot use {directory} for a run: {error.strerror}.") from None
+        if there and "config.json" not in there:
+            raise UserError(f"{directory} holds {there[0]} and no run; name an empty or a new directory.")
+        self.new = not there
+        stack.callback(self._remove_if_empty)
+        config = circumstances(self.dataset) if self.new else read_config(directory)
+        if config["dataset"]["sha256"] != self.dataset.sha256:
+            raise UserError(f"{directory}: the dataset is not the one that the run began with.")
+        # A checkpoint is older than the first row of the logs: where there are rows or a result, it must be there.
+        rows = any(path.stat().st_size for path in directory.glob("*.csv"))
+        needed = rows or {checkpoints.FILE, "result.json"} & set(there)
+        start: dict[str, Any] = {"identity": self.identity, "logs": {}}
+        self.checkpoint = checkpoints.load(directory) if needed else {"about": start}
+        about = self.checkpoint["about"]
+        if about["identity"] != self.identity:
+            raise UserError(f"{directory}: the checkpoint belongs to other arguments or data than config.json.")
+        for name in ("step", "updates", "seconds", "wall_seconds"):
+            setattr(self, name, about.get(name, 0))
+        if steps < self.step:
+            raise UserError(f"--steps {steps} is less than the {self.step} that the run has done.")
+        kept = {path: kept_rows(path, about["logs"].get(path.name)) for path in (self.train_log, self.eval_log)}
 
-    def _event_writers(self) -> list:
-        import tensorboardX  # a second, which importing a script for its functions does not need
+        for part in directory.glob(".new-*"):  # left by a process that was killed while it wrote
+            part.unlink()
+        if not self.new and steps != (before := config["args"]["steps"]):
+            say(f"NOTE    --steps {before:,} -> {steps:,}; a decay over --steps changes too")
+            (directory / "result.json").unlink(missing_ok=True)
+        # Collected data stay the run's data, also when the network is back.
+        collected = self.dataset.source == "collected" and self.args.dataset is None
+        write_config(directory, self.args, config, {"data": "collect"} if collected else {})
+        for path, content in kept.items():
+            write_atomically(path, content)
+        self.evaluations = read_evaluations(self.eval_log)
 
-        purge = self.done.step + 1 if self.args.resume else None
-        return [tensorboardX.SummaryWriter(str(self.directory / name), purge_step=purge) for name in self.names]
+    @property
+    def train_log(self) -> Path:
+        return self.directory / "train.csv"
 
-    def _start_tracking(self, files: contextlib.ExitStack):
+    @property
+    def eval_log(self) -> Path:
+        return self.directory / "eval.csv"
+
+    def _name(self, member: Member) -> str:
+        """alpha=3/seed1: a name for what there are several of."""
+        parts = [combination_name(member.values), f"seed{member.seed}" if self.args.num_seeds > 1 else ""]
+        return "/".join(filter(None, parts))
+
+    def _start_tracking(self, stack: contextlib.ExitStack) -> Any:
+        require("wandb", "--track", "track")
         import wandb  # an optional package
 
-        name, about = self.directory.name, cli.read_config(self.directory)
-        key = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:8]  # a sweep's names may be equal
+        args, name = self.args, self.directory.name
+        key = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:8]  # names of runs may be equal
         try:
-            tracker = wandb.init(project="offline-rl-jax", id=f"{name}-{key}", name=name, resume="allow", config=about)
+            tracker = wandb.init(
+                project=args.wandb_project, entity=args.wandb_entity, group=args.wandb_group,
+                id=f"{name}-{key}", name=name, resume="allow", config=read_config(self.directory),
+            )  # fmt: skip
         except wandb.errors.Error as error:  # no key, no server
-            self._remove_if_empty()
             raise UserError(f"--track: {' '.join(str(error).split())}") from None
-        tracker.define_metric("*", step_metric="step")  # of its own, because an evaluation may come late
-        files.callback(tracker.finish)
+        tracker.define_metric("*", step_metric="step")
+        stack.callback(tracker.finish)
         return tracker
 
     def __enter__(self):
@@ -133,129 +168,95 @@ class Run:
 
     def __exit__(self, kind, error, traceback):
         with contextlib.suppress(OSError):  # a full disk has been reported already
-            self.files.close()
-        if mendable := cli.as_user_error(error):
-            self._remove_if_empty()
-            raise UserError(f"{mendable} {self._what_is_kept()}".rstrip()) from None
+            self.stack.close()
+        if fixable := as_user_error(error):
+            kept = f" What was done is kept: --run-dir {self.directory} goes on." if self.directory.exists() else ""
+            raise UserError(f"{fixable}{kept}") from None
 
-    def _remove_if_empty(self) -> bool:
-        """Whether nothing had been done: then nothing is kept."""
-        if empty := not (self.args.resume or self.done.evaluations or self.done.step):
+    def _remove_if_empty(self) -> None:
+        """Removes a new directory in which nothing was done."""
+        if self.new and not self.step and not self.evaluations:
             shutil.rmtree(self.directory, ignore_errors=True)
-        return empty
 
-    def _what_is_kept(self) -> str:
-        if self.saved_step:
-            return f"The checkpoint of step {self.saved_step:,} is kept; go on with: {self._how_to_resume()}"
-        return f"There was no checkpoint yet; the log is in {self.directory}." if self.directory.exists() else ""
-
-    def _how_to_resume(self) -> str:
-        script = script_of(type(self.args))
-        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-        return f"python {shlex.quote(str(script))} --resume {shlex.quote(str(self.directory))}"
-
-    @property
-    def step(self) -> int:
-        """Updates so far."""
-        return self.done.step
+    def restore(self, state: Any) -> Any:
+        """The state of the checkpoint in the structure of `state`. Where there is none, `state` becomes the first
+        checkpoint, so that a full disk is found before the training. Raises UserError if it does not fit."""
+        if "state" in self.checkpoint:
+            state = checkpoints.restore(state, self.checkpoint.pop("state"))
+            say(f"resumed at step {self.step:,}")
+        else:
+            self.save(state)
+        self.mark = time.monotonic()
+        return state
 
     def stopping(self) -> bool:
         """Whether Ctrl-C, SIGTERM or SIGHUP asked for an end."""
-        return self.signals.number is not None
+        return self.signals.asked()
 
-    def restore(self, state: Any) -> Any:
-        """The state of the checkpoint in the structure of `state`; `state` itself where there is none. From here on
-        config.json says what has changed.
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to train."""
+        return self.stopping() or self.step >= self.args.steps
 
-        Raises UserError if the checkpoint holds another state than this run's.
-        """
-        if self.content is not None:
-            state, self.content = checkpoints.restore(state, self.content), None
-            say(f"resumed at step {self.step:,}")
-        if self.args.resume:
-            self._write_changes()
-        return state
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether this step is to be evaluated, and has not been."""
+        due = self.step % self.args.eval_every == 0 or self.step >= self.args.steps
+        return due and not self.stopping() and all(x["step"] != self.step for x in self.evaluations)
 
-    def _write_changes(self) -> None:
-        config, steps = cli.read_config(self.directory), self.args.steps
-        before = config["args"]
-        after = before | {"steps": steps} | absolute_paths(self.args)
-        if steps != before["steps"]:
-            say(f"NOTE    --steps {before['steps']:,} -> {steps:,}; a decay over --steps changes too")
-            (self.directory / "result.json").unlink(missing_ok=True)
-        if after != before:
-            write_json(self.directory / "config.json", config | {"args": after})
+    @property
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due at this step."""
+        return self.step % self.args.save_every == 0
 
-    def log(self, metrics: dict[str, np.ndarray], seconds: float) -> None:
-        """Counts and logs one interval. metrics: name -> (members,) means over it; seconds that it took.
+    def log(self, metrics: dict[str, jax.Array]) -> None:
+        """Counts and logs one interval. metrics: name -> (members,), means over it.
 
         Raises UserError if one is not finite; the last checkpoint is kept.
         """
-        self.done.step += self.interval
-        self.done.updates += self.interval
-        self.done.seconds += seconds
-        for name, values in metrics.items():
-            if len(bad := np.flatnonzero(~np.isfinite(values))):
-                raise UserError(f"{name} of {self._who(int(bad[0]))} is not finite at step {self.step:,}.")
-        speed = np.full(len(self.members), self.interval / seconds)
-        self._write(self.step, metrics | {"charts/updates_per_second": speed})
-        self._log_played(wait=False)
-        self.bar.update(self.interval)
+        values = {name: np.asarray(x, np.float64) for name, x in metrics.items()}  # waits for the device
+        seconds, interval = time.monotonic() - self.mark, self.args.log_every or 1
+        self.step += interval
+        if self.timed:
+            self.updates, self.seconds = self.updates + interval, self.seconds + seconds
+        self.timed, self.signals.patience = True, max(self.signals.patience, 2 * seconds)
+        for name, x in values.items():
+            if len(bad := np.flatnonzero(~np.isfinite(x))):
+                raise UserError(f"{name} of {self.members[bad[0]].name} is not finite at step {self.step:,}.")
+        values |= {"charts/updates_per_second": np.full(len(self.members), interval / seconds)}
+        self._write(self.train_log, values, list(values))
+        self.bar.update(interval)
+        self.mark = time.monotonic()
 
-    def _who(self, i: int) -> str:
-        member = self.members[i]
-        return ", ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
+    def log_evaluation(self, results: dict[str, Any] | None) -> None:
+        """Logs what an Evaluator returned for this step: None if it was stopped."""
+        if results is not None:
+            self.rollouts = results.pop("paths")
+            if self.dataset.reference:  # D4RL's score, from the returns of a random policy and of an expert
+                low, high = self.dataset.reference
+                results["normalized"] = 100 * (results["return"] - low) / (high - low)
+            means = {name: x.mean(axis=1) for name, x in results.items()}
+            self.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
+            columns = [f"eval/{name}" for name in FIGURES]
+            self._write(self.eval_log, {f"eval/{name}": x for name, x in means.items()}, columns)
+            for values, part in combinations_of(self.args):
+                shown = [f"{name} {' '.join(map(_short, x[part]))}" for name, x in means.items()]
+                speed = f"{self.updates / self.seconds:,.0f} updates/s" if self.seconds else ""
+                say("  ".join(filter(None, [f"step {self.step:>9,}", combination_name(values), *shown, speed])))
+        self.mark = time.monotonic()
 
-    def evaluation_due(self) -> bool:
-        """Whether this step is to be evaluated and has not been."""
-        begun = [evaluation["step"] for evaluation in self.done.evaluations] + [step for step, _ in self.playing]
-        return self.step not in begun and (self.step % self.args.eval_every == 0 or self.step >= self.args.steps)
-
-    def log_evaluation(self, results: Future) -> None:
-        """Logs what an Evaluator promises for this step, as soon as it is there and before a checkpoint is written.
-
-        Raises what the evaluation raised, here or at a later call.
-        """
-        self._log_played(wait=True)
-        self.playing = [(self.step, results)]
-        self._log_played(wait=False)
-
-    def _log_played(self, wait: bool) -> None:
-        if not self.playing or not (wait or self.playing[0][1].done()):
-            return
-        step, future = self.playing.pop()
-        if (results := future.result()) is None:  # stopped on the way
-            return
-        if self.dataset.reference:
-            results |= {"normalized": d4rl.normalized(results["return"], self.dataset.reference)}
-        self.rollouts = results
-        means = {name: results[name].mean(axis=1) for name in EVALUATED if name in results}
-        self.done.evaluations.append({"step": step} | {name: x.tolist() for name, x in means.items()})
-        self._write(step, {f"eval/{name}": x for name, x in means.items()})
-        speed = f"  {self.done.updates_per_second:,.0f} updates/s" if self.done.updates else ""
-        for values, (evaluation,) in by_combination(self.args, self.done.evaluations[-1:]):
-            who = f"{combination_name(values)}  " if values else ""
-            shown = "  ".join(f"{name} {' '.join(f'{x:.3g}' for x in evaluation[name])}" for name in means)
-            say(f"step {step:>9,}  {who}{shown}{speed}")
-
-    def _write(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        rows = csv.DictWriter(self.csv, self.columns)
+    def _write(self, log: Path, metrics: dict[str, np.ndarray], columns: Sequence[str] = ()) -> None:
+        rows = [{name: float(x[i]) for name, x in metrics.items()} for i in range(len(self.members))]
         try:
-            for i, (member, name, writer) in enumerate(zip(self.members, self.names, self.writers)):
-                values = {metric: float(x[i]) for metric, x in metrics.items()}
-                rows.writerow({"step": step, "seed": member.seed} | member.values | values)
-                for metric, value in values.items():
-                    writer.add_scalar(metric, value, step)
-                if self.tracker:
-                    prefix = f"{name}/" if name else ""  # one curve per member, not their mixture
-                    self.tracker.log({"step": step} | {prefix + metric: value for metric, value in values.items()})
-            self.csv.flush()
+            about = [{"step": self.step, "seed": member.seed} | member.values for member in self.members]
+            append_rows(log, [first | row for first, row in zip(about, rows)], [*about[0], *columns])
+            self.events.write(self.step, rows)
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
-
-    def save_due(self) -> bool:
-        """Whether a checkpoint is due at this step."""
-        return self.step % self.args.save_every == 0 and self.step > self.saved_step
+        if self.tracker:
+            names = [f"{self._name(member)}/".lstrip("/") for member in self.members]
+            named = {name + metric: x for name, row in zip(names, rows) for metric, x in row.items()}
+            self.tracker.log({"step": self.step} | named)
 
     def save(self, state: Any) -> None:
         """Writes the checkpoint; where that fails, the old one stays.
@@ -263,88 +264,291 @@ class Run:
         Raises UserError if parameters are not finite or the disk is full.
         """
         if (i := checkpoints.not_finite(state)) is not None:
-            raise UserError(f"parameters of {self._who(i)} are not finite at step {self.step:,}.")
-        self._log_played(wait=True)  # a resume would neither repeat it nor know its result
-        try:
-            self.csv.flush()
-            os.fsync(self.csv.fileno())  # the checkpoint counts on these rows
-        except OSError as error:
-            raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
-        self.done.metrics_bytes = self.csv.tell()
-        progress = dataclasses.asdict(self.done) | {"wall_seconds": self._wall_seconds()}
-        checkpoints.save(self.directory, state, progress | {"evaluations": json.dumps(self.done.evaluations)})
-        self.saved_step = self.step
-
-    def _wall_seconds(self) -> float:
-        return self.done.wall_seconds + time.monotonic() - self.began
+            raise UserError(f"parameters of {self.members[i].name} are not finite at step {self.step:,}.")
+        now = time.monotonic()
+        self.wall_seconds, self.began = self.wall_seconds + now - self.began, now
+        about = {
+            "step": self.step,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
+            "logs": {path.name: end_of(path) for path in (self.train_log, self.eval_log)},
+            "identity": self.identity,
+        }
+        checkpoints.save(self.directory, state, about)
+        self.mark = time.monotonic()
 
     def finish(self, state: Any) -> Path:
-        """Ends the run: saves, and either writes result.json and the pictures, or, after a signal, says how to go on
-        and exits with 128 + the signal's number. Returns the directory."""
-        self._log_played(wait=True)
-        if (number := self.signals.number) and self._remove_if_empty():
-            say("stopped before anything was done; nothing is kept")
-            sys.exit(128 + number)
-        self.save(state)  # with the evaluation of this step, which a checkpoint of the same step lacks
+        """Ends the run. Either writes result.json and the pictures and returns the directory; or, after a signal, saves
+        and exits with 128 + the signal's number."""
+        number, path = self.signals.number, self.directory / "result.json"
+        self.save(state)  # with the evaluation of this step
         self.bar.close()
         if number:
-            say(f"stopped at step {self.step:,}, saved; go on with\n  {self._how_to_resume()}\n{self.directory}")
+            self._remove_if_empty()
+            kept = (
+                f"--run-dir {self.directory} goes on" if self.directory.exists() else "nothing was done, nothing kept"
+            )
+            say(f"stopped at step {self.step:,}; {kept}\n{self.directory}")
             sys.exit(128 + number)
-        result = make_result(self.args, self.dataset, self.done.evaluations) | {
-            "updates_per_second": self.done.updates_per_second,
-            "wall_seconds": self._wall_seconds(),
-        }
-        write_json(self.directory / "result.json", result)
-        say("\n".join(score_lines(result)))
-        data = self.dataset.actions if self.dataset.source == "builtin" else None
-        drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data, say)
-        if drawn:
-            say(f"see     {', '.join(path.name for path in drawn)}")
+        if not path.exists():
+            result = make_result(self.args, self.dataset, read_evaluations(self.eval_log))
+            speed = self.updates / self.seconds if self.seconds else 0.0
+            write_json(path, result | {"updates_per_second": speed, "wall_seconds": self.wall_seconds})
+            data = self.dataset.actions if self.dataset.source == "builtin" else None
+            drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data)
+            say("\n".join([*score_lines(result), f"see     {', '.join(['result.json', *drawn])}"]))
         say(str(self.directory))
         return self.directory
 
 
-def make_directory(args: Args, dataset: Dataset) -> Path:
-    """A new run directory with its config.json. Raises UserError if it cannot be written."""
+def new_directory(args: BaseArgs, dataset: Dataset) -> Path:
+    """A directory in runs/ that is not there yet."""
     task = f"-task{dataset.task}" if dataset.task else ""
-    env, algorithm = dataset.name.replace("/", "_").replace(":", "_"), cli.algorithm_name(type(args))
-    name = f"{env}{task}__{algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = absolute_paths(args)
-    if dataset.source == "collected" and args.dataset is None:
-        paths["data"] = "collect"  # and does not download the official data if the network is back
-    config = {"algo": algorithm, "args": dataclasses.asdict(args) | paths} | circumstances(dataset)
-    directory, number = Path(args.runs_dir) / name, 1
+    name = f"{dataset.name}{task}__{script_of(type(args)).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name, number = name.replace("/", "_").replace(":", "_"), 1
     while True:
+        directory = Path("runs") / (f"{name}-{number}" if number > 1 else name)
         try:
             directory.mkdir(parents=True)
-            break
+            return directory
         except FileExistsError:  # many jobs may start in the same second
-            if not Path(args.runs_dir).is_dir():
-                raise UserError(f"--runs-dir {args.runs_dir} is not a folder.") from None
             number += 1
-            directory = Path(args.runs_dir) / f"{name}-{number}"
-        except OSError as error:
-            raise UserError(f"cannot make a run directory in {args.runs_dir}: {error.strerror}.") from None
-    try:
-        write_json(directory / "config.json", config)
-    except UserError:
-        directory.rmdir()
-        raise
-    return directory
 
 
-def _open_metrics(path: Path, columns: Sequence[str], done: Progress):
-    """metrics.csv, at the end of what the checkpoint remembers; what was logged after it will be logged again."""
+def _short(x: float) -> str:
+    """1,234 and 0.123: three digits, without an exponent where the number is large."""
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def kept_rows(path: Path, end: dict[str, Any] | None) -> bytes:
+    """What a log held at a checkpoint, which knew its `end_of` then; nothing if there was none. Raises UserError if the
+    log has changed since."""
+    if end is None:
+        return b""
+    content = path.read_bytes()[: end["bytes"]] if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != end["sha256"]:
+        raise UserError(f"{path} was changed or damaged: bring it back as it was, or begin another run.")
+    return content
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Appends rows to a CSV file, whose header is written with its first row. Raises OSError if that fails."""
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not file.tell():
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def end_of(path: Path) -> dict[str, Any]:
+    """Where a log ends now, and the digest of what it holds, which is on the disk then."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Step, and name -> one value per member, of each evaluation in eval.csv. A success that no episode had reported
+    yet is 0."""
+    by_step: dict[int, list[dict[str, str]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            by_step.setdefault(int(row["step"]), []).append(row)
+    reported = [name for name in FIGURES if any(row[f"eval/{name}"] for rows in by_step.values() for row in rows)]
+    return [
+        {"step": step} | {name: [float(row[f"eval/{name}"] or 0) for row in rows] for name in reported}
+        for step, rows in by_step.items()
+    ]
+
+
+class Events:
+    """TensorBoard's files, one per folder. A SummaryWriter has a thread, a queue and an open file for each, and hangs
+    when a disk is full for a moment; here a file is open while an event is written.
+
+    forget_from: step from which on TensorBoard forgets what an interrupted process wrote, or None.
+    """
+
+    def __init__(self, folders: list[Path], forget_from: int | None):
+        from tensorboardX import record_writer  # half a second, which importing a script does not need
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        record_writer.register_writer_factory("append", self)
+        self.record_writer, self.event, self.summary = record_writer.RecordWriter, event_pb2, summary_pb2
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self.files = [folder / name for folder in folders]
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        for file in self.files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._append(file, file_version="brain.Event:2")
+            if forget_from is not None:
+                self._append(file, step=forget_from, session_log=start)
+
+    def open(self, path: str):
+        """How tensorboardX opens a file that is named append:PATH."""
+        return open(path.removeprefix("append:"), "ab")
+
+    def _append(self, file: Path, **event) -> None:
+        writer = self.record_writer(f"append:{file}")
+        writer.write(self.event.Event(wall_time=time.time(), **event).SerializeToString())
+        writer.close()
+
+    def write(self, step: int, rows: list[dict[str, float]]) -> None:
+        """Appends the values of one step, a row for each folder. Raises OSError if that fails."""
+        for file, row in zip(self.files, rows):
+            values = [self.summary.Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+            self._append(file, step=step, summary=self.summary.Summary(value=values))
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+class StopSignals:
+    """Ctrl-C, SIGTERM and SIGHUP. The first asks the run to end well. A second one, a second or more later, ends the
+    process at once; so does the first if nobody asks for it within `patience` seconds, because something hangs. A
+    signal that is ignored, as SIGHUP is under nohup, stays ignored.
+
+    A thread listens, because Python's own handlers wait until a compiled program returns.
+    """
+
+    def __init__(self):
+        self.number, self.answered, self.patience = 0, False, 10.0
+        self.handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.inbox, self.outbox = socket.socketpair()
+            self.outbox.setblocking(False)
+            self.before = signal.set_wakeup_fd(self.outbox.fileno(), warn_on_full_buffer=False)
+            caught = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self.handlers = {number: signal.signal(number, lambda *_: None) for number in caught}
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        since = 0.0
+        while True:
+            ready, _, _ = select.select([self.inbox], [], [], 0.2 if self.number and not self.answered else None)
+            for number in self.inbox.recv(64) if ready else b"":
+                if number == 0:
+                    return  # closed
+                if number in self.handlers and not self.number:
+                    self.number, since = number, time.monotonic()
+                    _warn("stopping at the end of this interval; Ctrl-C again stops at once")
+                elif number in self.handlers and time.monotonic() - since >= 1:
+                    os._exit(128 + number)
+            if self.number and not self.answered and time.monotonic() - since > self.patience:
+                _warn(f"no answer for {self.patience:.0f} s: stopped here, with the last checkpoint")
+                os._exit(128 + self.number)
+
+    def asked(self) -> bool:
+        """Whether an end was asked for, which is answered herewith."""
+        self.answered = bool(self.number)
+        return self.answered
+
+    def close(self) -> None:
+        """Gives the signals back the meaning that they had."""
+        if self.handlers:
+            signal.set_wakeup_fd(self.before)
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            self.outbox.send(b"\0")
+
+
+def _warn(message: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f"\n{message}\n".encode())
+
+
+# -------------------------------------------------------------------------------------------------------------- result
+
+
+def make_result(args: BaseArgs, dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
+    """What result.json holds. evaluations: step, and name -> one value per member.
+
+    With --grid, scores and evaluations stand under `grid`: for each combination its `values`, and what the result of a
+    run with these alone would have."""
+    parts = []
+    for values, part in combinations_of(args):
+        its_own = [{name: x if name == "step" else x[part] for name, x in each.items()} for each in evaluations]
+        parts.append({"values": values} | scores(args.eval_every, bool(dataset.task), its_own))
+    about = {
+        "algo": script_of(type(args)).stem,
+        "env": dataset.name,
+        "task": dataset.task,
+        "seeds": [args.seed + i for i in range(args.num_seeds)],
+        "steps": evaluations[-1]["step"],
+    }
+    found = {"grid": parts} if args.grid else {name: x for name, x in parts[0].items() if name != "values"}
+    return about | found | circumstances(dataset)
+
+
+def scores(eval_every: int, three: bool, evaluations: list[dict]) -> dict[str, Any]:
+    """The benchmark's score of each seed: D4RL's normalized return, else success, else the return.
+
+    three: whether it is the mean of the last three evaluations (OGBench), and not the last one. The one at the end of a
+    run does not count if it is not a multiple of eval_every.
+    """
+    name = next(name for name in ("normalized", "success", "return") if name in evaluations[-1])
+    trained = [evaluation for evaluation in evaluations if evaluation["step"] > 0]
+    values = np.array([x[name] for x in trained])
+    regular = [x["step"] % eval_every == 0 for x in trained]
+    counted = values[regular if any(regular) else slice(None)][-3 if three else -1 :]
+    score = counted.mean(axis=0)
+    what = "normalized return 100 (R - min) / (max - min)" if name == "normalized" else name
+    which = f"last {len(counted)} evaluations" if len(counted) > 1 else "last evaluation"
+    return {
+        "score": float(score.mean()),
+        "score_per_seed": score.tolist(),
+        "score_is": f"mean {what} of the {which}",
+        "last_per_seed": values[-1].tolist(),
+        "best_per_seed": values.max(axis=0).tolist(),
+        "evaluations": evaluations,
+    }
+
+
+def score_lines(result: dict[str, Any]) -> list[str]:
+    """The score of each combination, seed by seed, and its last evaluation."""
+    lines = []
+    for part in result.get("grid", [result]):
+        name, last = combination_name(part.get("values", {})), " ".join(map(_short, part["last_per_seed"]))
+        each = " ".join(map(_short, part["score_per_seed"]))
+        lines.append(f"score   {name} {each} ({part['score_is']}); last evaluation {last}".replace("    ", "   "))
+    return lines
+
+
+def circumstances(dataset: Dataset) -> dict[str, Any]:
+    """What a result depends on besides the arguments, for config.json and result.json."""
+    packages = ["jax", "jaxlib", "flax", "optax", "numpy", "ogbench", "gymnasium", "mujoco"]
+    packages += [x for x in ("h5py", "minari", "gymnasium-robotics") if installed(x.replace("-", "_"))]
+    return {
+        "dataset": dataset.describe(),
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "physics": PHYSICS,
+        "versions": {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in packages},
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of this project's checkout, with `+changes` if files differ from it; None outside of one."""
+    if not (checkpoints.ROOT / ".git").exists():
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a git hook's
+    command = [
+        "git",
+        "-c",
+        "safe.directory=*",
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=12",
+        "--dirty=+changes",
+    ]
     try:
-        size = path.stat().st_size if path.exists() else 0
-        if size < done.metrics_bytes:
-            what = f"{path} has {size:,} of the {done.metrics_bytes:,} bytes that the checkpoint remembers"
-            raise UserError(f"{what}: bring it back, or start a new run.")
-        file = open(path, "r+" if path.exists() else "w+", newline="")
-        file.truncate(done.metrics_bytes)
-        file.seek(0, io.SEEK_END)
-        if file.tell() == 0:
-            csv.writer(file).writerow(columns)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
-    return file
+        done = subprocess.run(
+            command, cwd=checkpoints.ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

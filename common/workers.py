@@ -1,5 +1,4 @@
-"""Worker processes that end when their pipe does, so that none outlives its parent, however that one ends. This module
-and what runs in a worker do not import JAX, which takes seconds and hundreds of megabytes per process."""
+"""Processes that end with their parent. They do not import JAX, which takes seconds and hundreds of megabytes each."""
 
 import contextlib
 import multiprocessing
@@ -10,28 +9,33 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from common import UserError
-from common.signals import NUMBERS
+import cloudpickle
 
+from common import UserError
+
+# Ctrl-C, a batch system's request, a terminal or connection that is gone (not on Windows).
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 START_METHOD = "spawn"  # forking a process that runs JAX can deadlock
 
 
 class Workers:
-    """One process per tuple in `arguments`, each running target(pipe, *arguments). A context manager: leaving it closes
-    the pipes, which ends the workers."""
+    """One process per tuple in `arguments`, each running target(pipe, *arguments). A context manager that ends them.
+
+    Target and arguments travel by cloudpickle, so they may be defined in the script that is running.
+    """
 
     def __init__(self, target: Callable, arguments: Sequence[tuple]):
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
         context: Any = multiprocessing.get_context(START_METHOD)
-        with _main_module_hidden(), _signals_held_back():
+        with _main_module_hidden():
             for its_arguments in arguments:
                 here, there = context.Pipe()
-                process = context.Process(target=_run, args=(target, there, *its_arguments), daemon=True)
+                work = cloudpickle.dumps((target, its_arguments))
+                process = context.Process(target=_run, args=(there, work), daemon=True)
                 process.start()
                 there.close()
                 self.pipes.append(here)
@@ -43,77 +47,61 @@ class Workers:
     def __exit__(self, *_):
         for pipe in self.pipes:
             pipe.close()
+        wait([process.sentinel for process in self.processes], timeout=2)
         for process in self.processes:
+            process.kill()  # where it has not ended by itself, because an environment hangs
+            process.join()
+
+    def send(self, pipe: Connection, message: Any) -> None:
+        """Never fails: if the worker is dead, `receive` gives the reason."""
+        with contextlib.suppress(OSError):
+            pipe.send(message)
+
+    def receive(self, pipe: Connection) -> Any:
+        """The worker's next message. Raises UserError with what failed in the worker, or if it was killed."""
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            process = self.processes[self.pipes.index(pipe)]
             process.join(timeout=2)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            code = process.exitcode
+            why = "killed; is the memory full? Fewer workers need less" if code == -signal.SIGKILL else "it crashed"
+            how = f"by signal {-code} ({why})" if code and code < 0 else f"with exit code {code}"
+            raise UserError(f"a worker process, which runs the environment, was ended {how}.") from None
+        if isinstance(message, UserError):
+            raise message
+        return message
 
 
-def send(pipe: Connection, message) -> None:
-    """Never fails: if the worker has died, the reason comes with `receive`."""
-    with contextlib.suppress(BrokenPipeError):
-        pipe.send(message)
+def failure(error: BaseException, doing: str) -> UserError:
+    """What went wrong in code that is not ours, and where."""
+    *_, last = traceback.extract_tb(error.__traceback__) or [None]
+    where = f" ({last.filename}, line {last.lineno})" if last else ""
+    return UserError(f"{doing} failed: {type(error).__name__}: {error}{where}")
 
 
-def receive(pipe: Connection):
-    """The worker's next message. Raises the worker's own UserError, or one if it was killed; RuntimeError with its
-    traceback if it failed otherwise."""
+def _run(pipe: Connection, work: bytes) -> None:
+    # Stop signals reach the whole process group. Workers ignore them; the parent decides when to stop.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.filterwarnings("ignore", module="gymnasium")
     try:
-        message = pipe.recv()
-    except (EOFError, ConnectionResetError):
-        fewer = "Try fewer of them (--eval-workers; to collect, --workers of common.collect)"
-        raise UserError(f"a worker process died; is the memory full? {fewer}.") from None
-    if isinstance(message, UserError):
-        raise message
-    if isinstance(message, _Failure):
-        raise RuntimeError(f"a worker process failed:\n{message}")
-    return message
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which a batch system may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Failure(str):
-    """A traceback on its way to the parent."""
-
-
-def _run(target: Callable, pipe: Connection, *arguments) -> None:
-    # They reach the whole process group; when to stop is the parent's decision.
-    for number in NUMBERS:
-        signal.signal(number, signal.SIG_IGN)  # they were held back up to here
-    warnings.filterwarnings("ignore", module="gymnasium")  # of OGBench's own spaces, once per process
-    try:
+        target, arguments = cloudpickle.loads(work)
         target(pipe, *arguments)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent has gone or has no more work
+        pass  # the parent has no more work
     except Exception as error:
         with contextlib.suppress(OSError):
-            pipe.send(error if isinstance(error, UserError) else _Failure(traceback.format_exc()))
+            pipe.send(error if isinstance(error, UserError) else failure(error, "a worker process"))
 
 
-@contextlib.contextmanager
-def _signals_held_back():
-    """A new process inherits what is blocked, so that no Ctrl-C reaches it before it ignores them. And this process
-    gives it all that it needs to start before it answers a signal, which a thread of NumPy's may have received."""
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in NUMBERS}
-    resource_tracker.ensure_running()  # it starts with the first process, and would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in received:
-            handler = handlers[signal.Signals(number)]
-            handler(number, None) if callable(handler) else signal.raise_signal(number)
+def _end_with_parent() -> None:
+    """Also where an environment hangs and no pipe is read."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextlib.contextmanager

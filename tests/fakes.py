@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 
-from common.environments import make_ogbench_env
+from common.data.ogbench import make_ogbench_env
 
 
 class Recorder(gymnasium.Env):

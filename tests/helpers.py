@@ -8,21 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-import flax
 import jax
 import numpy as np
 
-from common import checkpoints, cli
-from common.environments import make_ogbench_env
+from common import args as common_args
+from common import checkpoints
+from common.data.dataset import Dataset
+from common.data.ogbench import make_ogbench_env
 from common.runs import Run
-from common.transitions import Dataset
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("diffusion_ql", "driftql", "drol", "fql", "idql")
+SCRIPTS = tuple(sorted(path.stem for path in ROOT.glob("*.py") if "\ndef make_agent(" in path.read_text()))
 NAME = "pointmaze-medium-navigate"
 
 # What makes each algorithm cheap, beyond the networks.
@@ -44,19 +43,18 @@ def tiny_args(script, env: str = "bandit", **changes):
     return script.Args(**({"env": env, "progress": False} | TINY | CHEAP.get(script.__name__, {}) | changes))
 
 
-def tiny_flags(script, env: str = "bandit", **changes) -> list[str]:
+def tiny_flags(script: str, env: str = "bandit", **changes) -> list[str]:
     """The same as words of a command line."""
     words = ["--no-progress"]
-    for name, value in ({"env": env} | TINY | CHEAP.get(script.__name__, {}) | changes).items():
-        words += [cli.flag_of(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    for name, value in ({"env": env} | TINY | CHEAP.get(script, {}) | changes).items():
+        words += [common_args.flag_of(name), *map(str, value if isinstance(value, tuple) else (value,))]
     return words
 
 
-def maze_flags(data_dir: Path, runs_dir: Path) -> list[str]:
+def maze_flags(data_dir: Path) -> list[str]:
     """DriftQL on real data, long enough to be interrupted."""
     sizes = {"steps": 600, "log_every": 20, "eval_every": 300, "save_every": 100, "eval_episodes": 1}
-    flags = tiny_flags(import_module("driftql"), NAME, **sizes)
-    return [*flags, "--data-dir", str(data_dir), "--runs-dir", str(runs_dir)]
+    return [*tiny_flags("driftql", NAME, **sizes), "--data-dir", str(data_dir)]
 
 
 def compiled(agent):
@@ -64,10 +62,21 @@ def compiled(agent):
     return agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update), act=jax.jit(agent.act))
 
 
-def launch(script, *argv) -> Path:
+def launch_in_process(script, *argv) -> Path:
     """What the command line does, in this process; returns the run's directory."""
-    with mock.patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, argv)]):
-        return script.main(cli.parse(script.Args, script.PRESETS, sys.argv[1:]))
+    words = [str(word) for word in argv]
+    return script.main(common_args.parse(script.Args, script.PRESETS, words))
+
+
+def command(script, *argv) -> None:
+    """The script as from a shell, in this process: also what is said and refused before `main`."""
+    with mock.patch.object(sys, "argv", [f"{script.__name__}.py", "--no-progress", *map(str, argv)]):
+        common_args.launch(script.main, script.Args, script.PRESETS)
+
+
+def files_of(directory: Path) -> dict[Path, bytes]:
+    """The content of every file of a run."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def whole_and_killed(script, args, step: int, killed: Path) -> Path:
@@ -120,17 +129,19 @@ def children_of(pid: int) -> list[int]:
 
 
 def metrics_of(directory: Path) -> list[dict]:
-    """Rows of metrics.csv without the timing column."""
-    with open(directory / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Rows of both logs without the timing column."""
+    rows = []
+    for name in ("train.csv", "eval.csv"):
+        with open(directory / name, newline="") as file:
+            rows += csv.DictReader(file)
     for row in rows:
-        row.pop("charts/updates_per_second")
+        row.pop("charts/updates_per_second", None)
     return rows
 
 
 def state_of(directory: Path) -> dict:
     """All that the checkpoint holds of the training state."""
-    return flax.serialization.msgpack_restore(checkpoints.load(directory)["state"])
+    return checkpoints.load(directory)["state"]
 
 
 def result_of(directory: Path) -> dict:
@@ -175,4 +186,5 @@ def make_dataset(observations, actions, rewards, masks, terminals) -> Dataset:
     return Dataset(
         name="probe", task=None, make_env=None, source="builtin", path=None, sha256=None, num_trajectories=1, rows=rows,
         observations=f32(observations), actions=f32(actions), rewards=f32(rewards), masks=f32(masks),
+        terminals=f32(np.minimum(terminals, 1)),
     )  # fmt: skip

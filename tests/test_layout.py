@@ -1,122 +1,104 @@
-"""How the files stand to each other: imports run one way, each script alone, `common/` small."""
+"""How the files stand to each other: imports run one way, each script alone, a script's core small."""
 
 import ast
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 from helpers import ROOT, SCRIPTS
 
-FOLDERS = ("common", "common/collect", "tools")
-FILES = [
+# A module imports only from modules that stand before it.
+ORDER = (
+    "critics", "buffers", "system", "workers", "args",
+    "data.dataset", "data.bandits", "data.download", "data.ogbench",
+    "data.own", "data.d4rl", "data.procedures", "data.collect", "data",
+    "seeds", "evaluation", "checkpoints", "plots", "runs",
+)  # fmt: skip
+PATHS = [
     *(ROOT / f"{name}.py" for name in SCRIPTS),
-    *(path for f in FOLDERS for path in sorted((ROOT / f).glob("*.py"))),
+    *(path for folder in ("common", "tools") for path in sorted((ROOT / folder).rglob("*.py"))),
 ]
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-# Slow or optional, so that it may be imported when it is needed:
-LATE = ("jax", "ogbench", "tensorboardX", "wandb", "matplotlib", "imageio", "h5py", "minari", "mujoco")
-LATE += ("gymnasium_robotics", "submitit")
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PATHS}
+RANK = {name: i for i, name in enumerate(["common", *(f"common.{name}" for name in ORDER)])}
+RANK |= {name: 100 for name in SCRIPTS}  # they do not import each other
+RANK |= {name: 102 for name in FILES if name.startswith("tools.")}
+RANK |= {"tools.shared": 101.0, "tools.plot": 101.5}  # which other tools import, by their plain names
+LATE = {("common.data.ogbench", "common.data.collect")}  # inside a function, because most runs need no collection
+ALGORITHM = ("jax", "flax", "optax", "numpy", *sys.stdlib_module_names)
 
 
-def imported(node: ast.AST) -> list[str]:
-    """Names of the modules that a statement imports, those of this project as in MODULES."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    full = [f"{node.module}.{alias.name}" for alias in node.names]  # from common import cli
-    return [name if name in MODULES else str(node.module) for name in full]
-
-
-def imports(path: Path) -> dict[str, bool]:
-    """Module -> whether all of its imports stand inside functions."""
-    tree, found = ast.parse(path.read_text()), {}
-    inside = {id(x) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for x in ast.walk(f)}
+def imports(tree: ast.AST) -> list[tuple[str, ast.AST]]:
+    """Each name that is imported, module by module and as in FILES where it is ours, and its statement."""
+    found = []
     for node in ast.walk(tree):
-        for name in imported(node):
-            # Tools find one another by their plain names.
-            name = f"tools.{name}" if f"tools.{name}" in MODULES else name
-            found[name] = found.get(name, True) and id(node) in inside
-    return found
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            full = [f"{node.module}.{alias.name}" for alias in node.names]  # from common import checkpoints
+            found += [(name if name in FILES else str(node.module), node) for name in full]
+    return [(f"tools.{name}" if f"tools.{name}" in FILES else name, node) for name, node in found]
 
 
-GRAPH = {module: imports(path) for module, path in MODULES.items()}
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+GRAPH = {name: imports(tree) for name, tree in TREES.items()}
 
 
-def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """Names along a circle, or nothing."""
-    done: set[str] = set()
-
-    def visit(name: str, way: list[str]) -> list[str]:
-        if name in way:
-            return [*way[way.index(name) :], name]
-        if name in done:
-            return []
-        circle = next((found for other in sorted(graph[name]) if (found := visit(other, [*way, name]))), [])
-        done.add(name)
-        return circle
-
-    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+def test_every_module_has_its_place_and_imports_only_what_is_before_it():
+    assert FILES.keys() <= RANK.keys()
+    for name, found in GRAPH.items():
+        for other, node in found:
+            if other in FILES:
+                inside = node not in TREES[name].body
+                assert inside if (name, other) in LATE else RANK[other] < RANK[name], f"{name} imports {other}"
+    for name in ("common.critics", "common.buffers"):
+        assert not [other for other, _ in GRAPH[name] if other in FILES], name
 
 
-def test_find_circle_finds_one():
-    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+def test_what_the_algorithm_needs_stands_above_the_cut(script):
+    above, _, below = (ROOT / f"{script.__name__}.py").read_text().partition("-- cut here")
+    assert below
+    for other, node in imports(ast.parse(above)):
+        if other == "common.args":
+            assert [alias.name for alias in node.names] == ["BaseArgs"]
+        else:
+            assert other in ("common.critics", "common.buffers") or other.split(".")[0] in ALGORITHM, other
+    assert sum(len((ROOT / "common" / name).read_text().splitlines()) for name in ("critics.py", "buffers.py")) <= 112
 
 
-def test_no_circle_of_imports_between_files():
-    assert len(MODULES) > 20
-    graph = {module: {name for name in names if name in MODULES} for module, names in GRAPH.items()}
-    assert not find_circle(graph)
+def test_only_the_core_imports_jax():
+    """Workers and the processes beside a sweep's jobs do not pay seconds and hundreds of megabytes for it."""
+    for name, found in GRAPH.items():
+        if name.startswith("common.data") or name in ("common", "common.system", "common.workers"):
+            assert not {"jax", "jaxlib", "flax", "optax"} & {other.split(".")[0] for other, _ in found}, name
+    modules = "common.evaluation, common.data.collect, common.args"
+    code = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_no_circle_of_imports_between_folders():
-    """Scripts and tools stand above common/; of common/collect, what is below it in common/ may not import it."""
-    graph: dict[str, set[str]] = {}
-
-    def place(module: str) -> str:
-        top = module.split(".")[0]
-        return "scripts" if top in SCRIPTS else top
-
-    for module, names in GRAPH.items():
-        graph.setdefault(place(module), set()).update(place(name) for name in names if name in MODULES)
-    assert not find_circle({name: others - {name} for name, others in graph.items()})
-    collect = {name for module, names in GRAPH.items() if "collect" in module for name in names}
-    users = {module for module, names in GRAPH.items() if any("common.collect" in name for name in names)}
-    assert not collect & {module for module in users if "collect" not in module}
+LOADED = """
+import runpy, sys
+root, sys.argv = sys.argv[1], sys.argv[2:]
+runpy.run_path(root + "/driftql.py", run_name="__main__")
+files = {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
+print(*sorted(file for file in files if file.startswith(root + "/")), sep="\\n", file=sys.stderr)
+"""
 
 
-def test_only_third_parties_are_imported_late():
-    for module, names in GRAPH.items():
-        late = {name for name, is_late in names.items() if is_late}
-        assert not late & MODULES.keys(), module
-        allowed = {name for name in late if name.split(".")[0] in LATE}
-        assert late == allowed, f"{module} imports {late - allowed} inside a function"
+def test_a_script_loads_little_of_ours(tmp_path):
+    flags = ["--env", "bandit", "--steps", "100", "--hidden-dims", "8", "--eval-episodes", "4", "--no-progress"]
+    command = [sys.executable, "-c", LOADED, str(ROOT), "driftql.py", *flags, "--run-dir", "run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    loaded = [file for file in done.stderr.splitlines() if file.startswith(f"{ROOT}/common/")]
+    lines = {file: len(open(file).readlines()) for file in loaded}
+    assert 5 < len(lines) <= 16, lines
+    assert sum(lines.values()) <= 2300, (sum(lines.values()), lines)
 
 
-def test_scripts_share_nothing_but_common():
-    for module, names in GRAPH.items():
-        if not module.startswith("tools"):
-            assert not set(SCRIPTS) & {name.split(".")[0] for name in names}, module
-
-
-def test_the_files_of_common_are_short():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "common").glob("*.py")}
-    assert max(lengths.values()) <= 350, lengths
-
-
-def test_each_file_says_what_it_is():
-    for path in FILES:
-        assert ast.get_docstring(ast.parse(path.read_text())), path
-
-
-@pytest.mark.parametrize("name", ["workers", "transitions", "environments", "files", "collect.procedures", "collect"])
-def test_workers_do_not_pay_for_jax(name):
-    """Nor does what the workers and the processes beside a sweep's jobs import: seconds, hundreds of megabytes each."""
-    seen, waiting = set(), [f"common.{name}"]
-    while waiting:
-        module = waiting.pop()
-        if module not in seen:
-            seen.add(module)
-            early = [other for other, late in GRAPH[module].items() if not late]
-            assert not {"jax", "flax", "optax"} & {other.split(".")[0] for other in early}, module
-            waiting += [other for other in early if other in MODULES]
+def test_installing_puts_no_module_of_a_common_name_among_the_packages():
+    """Other projects have a `common` too. Only the dependencies are installed."""
+    tomllib = pytest.importorskip("tomllib")
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed = [setuptools[name] for name in ("packages", "py-modules") if name in setuptools]
+    assert listed and not any(listed)  # if neither stands there, setuptools looks for packages itself

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import gymnasium
 import imageio.v3
 import numpy as np
 import pytest
@@ -18,28 +19,30 @@ import play
 
 TINY = dict(hidden_dims=(8,), batch_size=8, num_candidates=2, noise_dim=2, eval_workers=1, progress=False)
 TINY |= dict(steps=4, log_every=2, eval_every=4, save_every=4)
-
-
 pytestmark = pytest.mark.xdist_group("play")
 
 
 @pytest.fixture(scope="module")
 def bandit(tmp_path_factory):
     """Directory of a run of two seeds, 3 and 4, eight episodes each."""
-    folder = str(tmp_path_factory.mktemp("runs"))
-    return driftql.main(driftql.args_for("bandit", runs_dir=folder, seed=3, num_seeds=2, eval_episodes=8, **TINY))
+    folder = str(tmp_path_factory.mktemp("runs") / "bandit")
+    return driftql.main(driftql.args_for("bandit", run_dir=folder, seed=3, num_seeds=2, eval_episodes=8, **TINY))
 
 
-def ask(run, **options):
+def ask(run, *words) -> dict:
     """What play.py finds, with one process and no bar."""
-    return play.play(play.Args(str(run), workers=1, progress=False, **options))
+    return play.play([str(run), "--workers", "1", "--no-progress", *map(str, words)])
+
+
+def last_evaluation(run) -> dict:
+    return json.loads((run / "result.json").read_text())["evaluations"][-1]
 
 
 def test_the_last_evaluation_again_and_the_pictures_of_it(bandit, capsys):
     curve, rollouts = bandit / "curve.png", bandit / "rollouts.png"
-    curve.unlink()
-    rollouts.unlink()
-    results, last = ask(bandit, pictures=True), json.loads((bandit / "result.json").read_text())["evaluations"][-1]
+    for path in (curve, rollouts):
+        path.unlink(missing_ok=True)
+    results, last = ask(bandit, "--pictures"), last_evaluation(bandit)
     for name in ("success", "return", "length", "support"):
         np.testing.assert_array_equal(results[name].mean(axis=1), last[name])
     assert curve.stat().st_size and rollouts.stat().st_size
@@ -49,70 +52,132 @@ def test_the_last_evaluation_again_and_the_pictures_of_it(bandit, capsys):
 
 
 def test_one_seed_and_more_episodes_that_begin_with_the_same(bandit, tmp_path):
-    eight, more = ask(bandit), ask(bandit, seed=4, episodes=20, rollouts=tmp_path / "where.png")
+    eight, more = ask(bandit), ask(bandit, "--seed", 4, "--episodes", 20, "--rollouts", tmp_path / "where.png")
     # One seed and 20 episodes are another program than two and eight: the last digit may differ (jax 0.6 does).
     np.testing.assert_allclose(more["return"][0, :8], eight["return"][1], rtol=1e-6)
     assert more["return"].shape == (1, 20)
     assert (tmp_path / "where.png").stat().st_size
 
 
-def test_a_maze_on_its_own_task_and_another(data_dir, tmp_path):
-    where = dict(data_dir=str(data_dir), data="cache", runs_dir=str(tmp_path))
-    args = driftql.args_for("pointmaze-medium-navigate", eval_episodes=2, **where, **TINY)
+def test_combinations_of_a_grid(tmp_path, capsys):
+    args = driftql.args_for(
+        "bandit", run_dir=str(tmp_path), grid=("alpha=1,3", "discount=0.9,0.99"), eval_episodes=4, **TINY
+    )
     run = driftql.main(args)
-    results, other = ask(run, rollouts=tmp_path / "where.png"), ask(run, task=3, episodes=1)
+    every, three = ask(run), ask(run, "--grid", "alpha=3")
+    assert every["return"].shape == (4, 4)
+    np.testing.assert_allclose(three["return"], every["return"][2:], rtol=1e-6)
+    assert "alpha=3,discount=0.99 seed 0: 4 episodes" in capsys.readouterr().out
+    for words in ("alpha=7", "alpha=3,7"):
+        with pytest.raises(UserError, match=r"has alpha=1,discount=0\.9, seed 0; "):
+            ask(run, "--grid", words)
+
+
+def test_a_maze_on_its_own_task_and_another_without_its_data(data_dir, tmp_path):
+    gone = tmp_path / "data"
+    shutil.copytree(data_dir, gone)
+    where = dict(data_dir=str(gone), data="cache", run_dir=str(tmp_path / "run"))
+    run = driftql.main(driftql.args_for("pointmaze-medium-navigate", eval_episodes=2, **where, **TINY))
+    shutil.rmtree(gone)
+    results, other = ask(run, "--rollouts", tmp_path / "where.png"), ask(run, "--task", 3, "--episodes", 1)
+    np.testing.assert_array_equal(results["length"].mean(axis=1), last_evaluation(run)["length"])
     with pytest.raises(UserError, match="task 0"):
-        ask(run, task=0)
-    assert results["success"].shape == (1, 2)
+        ask(run, "--task", 0)
     assert (tmp_path / "where.png").stat().st_size
     assert np.linalg.norm(other["paths"][0][0] - results["paths"][0][0]) > 1  # another start
 
 
-def test_a_film(bandit, tmp_path, monkeypatch):
-    """Of frames that need no OpenGL."""
-    frames = [np.full((4, 4, 3), shade, np.uint8) for shade in (0, 100, 200)]
-    monkeypatch.setattr("common.evaluation.play_film", lambda *_, **__: frames)
+class Camera(gymnasium.Env):
+    """Needs no OpenGL: a frame is as bright as steps were made."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), 0.0, self.steps == 9, False, {}
+
+    def render(self):
+        assert self.render_mode == "rgb_array"
+        return np.full((4, 4, 3), 20 * self.steps, np.uint8)
+
+
+def test_a_film_of_every_fourth_frame(bandit, tmp_path, monkeypatch):
+    load = driftql.load
+    monkeypatch.setattr(driftql, "load", lambda args: play.dataclasses.replace(load(args), make_env=Camera))
     stopped = tmp_path / "stopped"  # before its last step
     shutil.copytree(bandit, stopped)
-    (stopped / "config.json").write_text((bandit / "config.json").read_text().replace('"steps": 4', '"steps": 400'))
+    (stopped / "result.json").unlink()
     for run in (bandit, stopped):
-        ask(run, seed=3, film=tmp_path / f"{run.name}.gif")
-        assert len(imageio.v3.imread(tmp_path / f"{run.name}.gif")) == 3
+        ask(run, "--seed", 3, "--film", tmp_path / f"{run.name}.gif")
+        frames = imageio.v3.imread(tmp_path / f"{run.name}.gif")
+        assert len(frames) == 3
+        assert [round(float(frame.mean()) / 20) for frame in frames] == [0, 4, 8]
+
+
+def test_the_environment_is_the_one_of_the_scripts_load(bandit, tmp_path, monkeypatch):
+    """A script that is not at the project's root, and wraps the environment."""
+    own = tmp_path / "driftql.py"
+    text = (Path(driftql.__file__)).read_text()
+    own.write_text(
+        text.replace(
+            "def load(args: Args) -> Dataset:", "def load(args: Args) -> Dataset:\n    raise ValueError(args.data)"
+        )
+    )
+    with pytest.raises(ValueError, match="none"):
+        ask(bandit, "--script", own)
+    sys.modules["driftql"] = driftql
+    config = json.loads((bandit / "config.json").read_text())
+    for name in ("../driftql", "elsewhere"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"algo": name}))
+        (tmp_path / "elsewhere.py").write_text("raise SystemExit('imported')")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError):
+            ask(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("words", "message"),
     [
-        (dict(task=2), "has no tasks"),
-        (dict(task=0), "has no tasks"),
-        (dict(seed=7), "has seeds 3 to 4, not 7"),
-        (dict(episodes=0), "must be positive"),
-        (dict(pictures=True, episodes=3), "leave --task, --episodes, --seed and --grid out"),
-        (dict(film="film.gif"), "no pictures"),
-        (dict(film="film.mp4"), r"must end in \.gif"),
-        (dict(rollouts="where.foo"), r"where\.foo: the name must end in"),
-        (dict(rollouts="/dev/null/where.png"), "cannot write /dev/null/where.png"),
+        ("--task 2", "no tasks"),
+        ("--task 0", "no tasks"),
+        ("--seed 7", "has seed 3; seed 4"),
+        ("--grid alpha=1", "has seed 3; seed 4"),
+        ("--episodes 0", "must be positive"),
+        ("--episodes many", "argument --episodes: invalid int value"),
+        ("--pictures --episodes 3", "leave --task, --episodes, --seed and --grid out"),
+        ("--film film.mp4", r"must end in \.gif"),
+        ("--rollouts where.foo", r"where\.foo: the name must end in"),
+        ("--rollouts /dev/null/where.png", "cannot write /dev/null/where.png"),
+        ("--film {folder}/film.gif", "--film: this environment has no pictures|cannot be made here"),
+        ("--script nowhere/driftql.py", "give its path"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(bandit, options, message):
+def test_what_cannot_be_done_is_one_line(bandit, tmp_path, words, message):
     with pytest.raises(UserError, match=message) as error:
-        ask(bandit, **options)
+        ask(bandit, *words.format(folder=tmp_path).split())
     assert "\n" not in str(error.value)
 
 
 def test_where_an_arm_went_is_refused_before_it_is_played(bandit, tmp_path, monkeypatch):
-    """By a run that says it is one."""
-    config = json.loads((bandit / "config.json").read_text())
-    config["dataset"] |= {"name": "cube-single-play", "task": 2}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(play, "load_members", None)
+    load = driftql.load
+    arm = dict(name="cube-single-play", make_env=Camera)
+    monkeypatch.setattr(driftql, "load", lambda args: play.dataclasses.replace(load(args), **arm))
+    monkeypatch.setattr(play, "Evaluator", None)
     with pytest.raises(UserError, match="cube-single-play is neither a bandit nor a maze"):
-        ask(tmp_path, rollouts=tmp_path / "where.png")
+        ask(bandit, "--rollouts", tmp_path / "where.png")
 
 
 def test_neither_a_run_nor_one_that_ended(bandit, tmp_path):
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         ask(tmp_path)
     (tmp_path / "config.json").write_text((bandit / "config.json").read_text())
     with pytest.raises(UserError, match=r"no result\.json"):
-        ask(tmp_path, pictures=True)
+        ask(tmp_path, "--pictures")

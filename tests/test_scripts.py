@@ -17,14 +17,14 @@ import pytest
 from helpers import CHEAP, ROOT, SCRIPTS, compiled
 
 import driftql
-from common import cli, d4rl
+from common.args import BaseArgs, validate
 from common.buffers import ReplayBuffer
-from common.environments import BANDITS, OGBENCH_NAMES
+from common.data import bandits, d4rl, ogbench
 
 
 def test_parts_stand_in_the_same_order(script):
     """Tables are for looking up, not for reading through: last."""
-    order = ["Args", "Actor", "TrainState", "Agent", "make_agent", "train_chunk", "main", "PRESETS", "args_for"]
+    order = ["Args", "Actor", "TrainState", "Agent", "make_agent", "train_chunk", "load", "main", "PRESETS", "args_for"]
     lines = {}
     for node in ast.parse(inspect.getsource(script)).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
@@ -37,12 +37,12 @@ def test_parts_stand_in_the_same_order(script):
 
 def test_main_is_the_same_everywhere(script):
     """So is the agent's interface: who has read one script can read all, and a fix reaches all."""
-    for name in ("Agent", "train_chunk", "main", "args_for"):
+    for name in ("Agent", "train_chunk", "load", "main", "args_for"):
         assert inspect.getsource(getattr(script, name)) == inspect.getsource(getattr(driftql, name)), name
 
 
 def test_every_argument_and_public_function_is_documented(script):
-    for cls in (cli.RunArgs, cli.DataArgs, cli.EvaluationArgs, script.Args):
+    for cls in (BaseArgs, script.Args):
         (body,) = ast.parse(inspect.getsource(cls)).body
         for field, following in zip(body.body, [*body.body[1:], None]):
             if isinstance(field, ast.AnnAssign):
@@ -54,11 +54,10 @@ def test_every_argument_and_public_function_is_documented(script):
 
 
 def test_presets_are_valid_arguments(script):
-    fields = {field.name for field in dataclasses.fields(script.Args)}
-    assert all(env in (*OGBENCH_NAMES, *BANDITS) or d4rl.resolve(env) for env in script.PRESETS)
+    assert all(env in (*ogbench.OGBENCH_NAMES, *bandits.BANDITS) or d4rl.resolve(env) for env in script.PRESETS)
     for env, preset in script.PRESETS.items():
-        assert preset.keys() <= fields, env
-        script.Args(**preset).check()
+        assert preset.keys() <= vars(script.Args()).keys(), env
+        validate(script.Args(**preset))
     assert {"bandit", "bandit-corners", "pointmaze-medium-navigate"} <= script.PRESETS.keys()
 
 

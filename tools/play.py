@@ -1,159 +1,156 @@
-"""Plays the policy of a run again: `python tools/play.py RUN`.
+"""Plays the policy of a run's last checkpoint: `python tools/play.py RUN`.
 
-    python tools/play.py runs/...                                       # the run's last evaluation, all seeds
+    python tools/play.py runs/...                                       # the run's last evaluation again, all seeds
     python tools/play.py runs/... --episodes 500 --seed 1 --task 3      # more episodes, one seed, another task
     python tools/play.py runs/... --grid alpha=3                        # one combination of a run with --grid
     python tools/play.py runs/... --film film.gif --rollouts where.png  # of the first seed
-    python tools/play.py runs/... --pictures                            # curve.png and rollouts.png of the run anew
+    python tools/play.py runs/... --pictures                            # draw the run's pictures anew
 
-An episode depends on the seed, the checkpoint's step and its own number alone: the first ones are those of the run's
-last evaluation. Another task has another start and goal; the policy still does what it was trained for.
+An episode depends only on the seed, the checkpoint's step and the episode's number, so the first ones are those of the
+run's last evaluation. Another task has another start and goal; the policy still does what it was trained for.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tyro
+from shared import PICTURES, Parser, check_output, read_json
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.append(os.getcwd())  # one's own script may stand there
-
-from common import UserError, cli, d4rl, d4rl_environments
-from common.checkpoints import find_members, load_members
-from common.datasets import load_dataset
-from common.environments import BANDITS, Bandit, make_ogbench_env, make_user_env, resolve_name
+from common import UserError
+from common.args import combination_name, members, one_line_errors, parse_grid, read_config
+from common.checkpoints import load_members
+from common.data.bandits import BANDITS
 from common.evaluation import Evaluator
-from common.grid import combination_name, members, parse_grid
-from common.plots import check_picture, draw_rollouts, draw_run, pyplot, save_film
-from common.seeds import over_grid
+from common.plots import draw_rollouts, draw_run
+from common.seeds import side_by_side
+from common.system import expanded, replacing, say
 
 
-@dataclasses.dataclass(frozen=True)
-class Args:
-    run: Annotated[str, tyro.conf.Positional]
-    """directory of the run"""
-    episodes: int | None = None
-    """per seed; None is the run's --eval-episodes"""
-    task: int | None = None
-    """OGBench task, 1 to 5; None is the run's"""
-    seed: int | None = None
-    """which one of the run's seeds; None is all"""
-    grid: tuple[str, ...] | None = None
-    """which combinations of a run with --grid, alpha=3 or alpha=1,3; None is all"""
-    workers: int | None = None
-    """processes that run environments; None is one per core"""
-    film: Path | None = None
-    """animated GIF of the first episode (needs OpenGL; without a screen set MUJOCO_GL=egl)"""
-    rollouts: Path | None = None
-    """picture of where the episodes went, in a maze or on a bandit"""
-    pictures: bool = False
-    """draw the pictures of a run that has ended anew, in its directory"""
-    progress: bool = True
-    """show a progress bar on a terminal"""
+class Filmed(gymnasium.Wrapper):
+    """Writes every fourth frame of the first episode as an animated picture."""
+
+    def __init__(self, env: gymnasium.Env, path: Path):
+        super().__init__(env)
+        self.path, self.steps = path, 0
+        self.frames: list[np.ndarray] = []
+
+    def step(self, action: Any):
+        if self.steps % 4 == 0:
+            self.frames.append(np.asarray(self.env.render()))
+            if self.frames[0].ndim != 3:
+                raise UserError("--film: this environment has no pictures.")
+        self.steps += 1
+        result = super().step(action)
+        if result[2] or result[3]:
+            import imageio.v3  # comes with ogbench, and only films need it
+
+            with replacing(self.path) as temporary:
+                imageio.v3.imwrite(temporary, np.stack(self.frames), duration=40, loop=0)
+        return result
 
 
-def env_maker(config: dict[str, Any], task: int | None) -> Callable[..., gymnasium.Env]:
-    """What makes the environment of a run, without its data. config: of config.json; task: None where there are none.
-    Can be sent to another process, because it consists of functions of `common`."""
-    name, source = config["dataset"]["name"], config["dataset"]["source"]
-    if name in BANDITS:
-        return functools.partial(Bandit, name)
-    if task is not None:
-        return functools.partial(make_ogbench_env, name, task)
-    if known := d4rl.resolve(name, suggest=False):
-        simulator, steps = "minari" if source == "minari" else "d4rl", d4rl.TASKS[known[0]].steps
-        return functools.partial(d4rl_environments.make_env, known[0], simulator, steps)
-    return functools.partial(make_user_env, name)
+def make_filmed(make_env: Callable[..., gymnasium.Env], path: Path) -> gymnasium.Env:
+    """The environment with a camera. Raises UserError if it cannot draw pictures here."""
+    try:
+        env = make_env(render_mode="rgb_array")
+        env.reset(seed=0)
+        env.render()
+    except Exception as error:  # each of MuJoCo's renderers has its own
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"--film cannot be made here ({why}); without a screen, try MUJOCO_GL=egl or osmesa.") from None
+    return Filmed(env, path)
 
 
-def play(args: Args) -> dict[str, Any]:
-    """Plays and draws what `args` ask for. Returns the evaluation's results (common/evaluation.py).
-
-    Raises UserError for what is not there or cannot be drawn."""
-    config = cli.read_config(args.run)
-    name = config["dataset"]["name"]
-    has_tasks = config["dataset"]["task"] is not None
-    if args.task is not None and not has_tasks:
-        raise UserError(f"--task {args.task}: {name} has no tasks.")
+def play(argv: list[str]) -> dict[str, Any]:
+    """Plays and draws what the arguments ask for. Returns the evaluation's results (common/evaluation.py)."""
+    parser = Parser("tools/play.py", __doc__)
+    parser.add_argument("run", type=expanded, help="directory of the run")
+    parser.add_argument("--episodes", type=int, help="per seed (the run's --eval-episodes)")
+    parser.add_argument("--task", type=int, help="OGBench task, 1 to 5 (the run's)")
+    parser.add_argument("--seed", type=int, help="one of the run's seeds (all)")
+    parser.add_argument("--grid", nargs="+", help="combinations of a run with --grid: alpha=3 or alpha=1,3 (all)")
+    parser.add_argument("--workers", type=int, help="processes that run environments (one per core)")
+    parser.add_argument("--film", type=Path, metavar="FILE.gif", help="film of the first episode (needs OpenGL)")
+    parser.add_argument("--rollouts", type=Path, metavar="FILE.png", help="where episodes went in a maze or a bandit")
+    parser.add_argument("--pictures", action="store_true", help="draw the run's own pictures anew")
+    parser.add_argument("--script", type=Path, help="file of the algorithm, if it is not at the project's root")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    args = parser.parse_args(argv)
     if args.pictures and (args.task, args.episodes, args.seed, args.grid) != (None, None, None, None):
         raise UserError("--pictures shows the run's own evaluation; leave --task, --episodes, --seed and --grid out.")
     if any(x is not None and x < 1 for x in (args.episodes, args.workers)):
         raise UserError("--episodes and --workers must be positive.")
-    result = _read_result(Path(args.run)) if args.pictures else {}
-    if args.pictures:
-        pyplot()  # says at once what is missing
-    for path, kinds in ((args.rollouts, None), (args.film, ("gif",))):
-        if path:
-            check_picture(Path(path), kinds)
-    task = resolve_name(name, config["dataset"]["task"] if args.task is None else args.task)[1] if has_tasks else None
-    make_env = env_maker(config, task)
-    if args.rollouts and name not in BANDITS:
-        with contextlib.closing(make_env()) as env:
-            if not env.has_wrapper_attr("maze_map"):
-                raise UserError(f"--rollouts: {name} is neither a bandit nor a maze with a map (Minari's have none).")
-
-    agent_of, trained, state, step = load_members(args.run)
-    chosen = parse_grid(type(trained), args.grid or ())
-    kept = [word for word in trained.grid or () if not parse_grid(type(trained), (word,)).keys() & chosen.keys()]
-    settings = dataclasses.replace(
-        trained,
-        seed=trained.seed if args.seed is None else args.seed, num_seeds=trained.num_seeds if args.seed is None else 1,
-        grid=(*kept, *(args.grid or ())) or None,
-        steps=step, capture_video=args.film is not None, progress=args.progress,
-        eval_episodes=args.episodes or trained.eval_episodes, eval_workers=args.workers,
-    )  # fmt: skip
-    indices = [find_members(args.run, trained, member.seed, member.values)[0] for member in members(settings)]
-    state = jax.tree.map(lambda x: x[jnp.array(indices)], state)
-    *_, act = over_grid(settings, agent_of)
-    with Evaluator(settings, make_env, act) as evaluate:
-        results = evaluate(state, step).result()
-    assert results is not None  # nobody asks for a stop
-    if known := d4rl.resolve(name, suggest=False):
-        results["normalized"] = d4rl.normalized(results["return"], d4rl.TASKS[known[0]].reference)
-
-    cli.say(f"{config['algo']} on {name}{f' task {task}' if task else ''} after {step:,} updates")
-    for i, member in enumerate(members(settings)):
-        who = " ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
-        cli.say(f"{who}: {settings.eval_episodes} episodes, {_means(results, i)}")
-    data = load_dataset(name).actions if name in BANDITS else None
-    if args.film and save_film(Path(args.film), results["film"]):
-        cli.say(f"see     {args.film}")
     if args.rollouts:
-        shown = {"env": name, "task": task} | ({"grid": [members(settings)[0]._asdict()]} if settings.grid else {})
-        draw_rollouts(Path(args.rollouts), shown, make_env, results["paths"], data)
-        cli.say(f"see     {args.rollouts}")
+        check_output(args.rollouts, PICTURES)
+    if args.film:
+        check_output(args.film, ("gif",))
     if args.pictures:
-        drawn = draw_run(Path(args.run), result, make_env, results, data, cli.say)
-        if not drawn:
+        try:
+            result = read_json(args.run / "result.json")
+        except (OSError, ValueError):
+            raise UserError(f"{args.run}: there is no result.json, so the run has not ended well.") from None
+
+    source = read_config(args.run)["dataset"]["source"]
+    module, trained, state, step = load_members(args.run, args.script)
+    task = trained.task if args.task is None else args.task
+    changes: dict[str, Any] = {"data": "none", "task": task}
+    dataset = module.load(dataclasses.replace(trained, **changes))
+    if args.rollouts and dataset.name not in BANDITS and not dataset.make_env().has_wrapper_attr("maze_map"):
+        raise UserError(f"--rollouts: {dataset.name} is neither a bandit nor a maze with a map.")
+    data = module.load(trained).actions if source == "builtin" else None
+
+    chosen = parse_grid(type(trained), args.grid or ())
+    found = [
+        (i, member)
+        for i, member in enumerate(members(trained))
+        if args.seed in (None, member.seed) and all(member.values.get(x) in values for x, values in chosen.items())
+    ]
+    there = {(name, value) for _, member in found for name, value in member.values.items()}
+    if not found or any((name, value) not in there for name, values in chosen.items() for value in values):
+        raise UserError(f"{args.run} has {'; '.join(member.name for member in members(trained))}.")
+    indices, played = np.array([i for i, _ in found]), [member for _, member in found]
+    state = jax.tree.map(lambda x: x[indices], state)
+
+    def agent_of(args):
+        return module.make_agent(args, dataset.observation_dim, dataset.action_dim)
+
+    *_, act = side_by_side(trained, agent_of)
+    seeds, episodes = [member.seed for member in played], args.episodes or trained.eval_episodes
+    with Evaluator(dataset.make_env, act, seeds, episodes, args.workers, args.progress) as evaluate:
+        results = evaluate(state, step)
+    assert results is not None  # nothing asks for a stop
+    if dataset.reference:
+        low, high = dataset.reference
+        results["normalized"] = 100 * (results["return"] - low) / (high - low)
+
+    place = f"{dataset.name} task {dataset.task}" if dataset.task else dataset.name
+    say(f"{module.__name__} on {place} after {step:,} updates")
+    for i, member in enumerate(played):
+        figures = {name: np.asarray(x[i]) for name, x in results.items() if name != "paths"}
+        means = (f"{name} {x.mean():.4g} (s.e. {x.std() / np.sqrt(len(x)):.2g})" for name, x in figures.items())
+        who = " ".join(filter(None, [combination_name(member.values), f"seed {member.seed}"]))
+        say(f"{who}: {episodes} episodes, {', '.join(means)}")
+    if args.film:
+        make_env = functools.partial(make_filmed, dataset.make_env, args.film)
+        with Evaluator(make_env, act, seeds[:1], 1, 1, args.progress) as evaluate:
+            evaluate(jax.tree.map(lambda x: x[:1], state), step)
+        say(f"see     {args.film}")
+    if args.rollouts:
+        draw_rollouts(args.rollouts, dataset.name, dataset.task, dataset.make_env, results["paths"], data)
+        say(f"see     {args.rollouts}")
+    if args.pictures:
+        if not (drawn := draw_run(args.run, result, dataset.make_env, results["paths"], data)):
             raise UserError(f"{args.run}: nothing could be drawn.")
-        cli.say(f"see     {', '.join(str(path) for path in drawn)}")
+        say(f"see     {', '.join(str(args.run / name) for name in drawn)}")
     return results
 
 
-def _means(results: dict[str, Any], i: int) -> str:
-    """Mean of each figure of seed i over episodes, and the standard error of that mean."""
-    figures = {name: np.asarray(x[i]) for name, x in results.items() if name not in ("paths", "film")}
-    return ", ".join(f"{name} {x.mean():.4g} (s.e. {x.std() / np.sqrt(len(x)):.2g})" for name, x in figures.items())
-
-
-def _read_result(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / "result.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{directory}: there is no result.json, so the run has not ended well.") from None
-
-
 if __name__ == "__main__":
-    with cli.one_line_errors("play"):
-        play(cli.command_line(Args, sys.argv[1:], program="python tools/play.py"))
+    with one_line_errors("play"):
+        play(sys.argv[1:])

@@ -1,175 +1,245 @@
-"""One page from run directories: ours beside the papers' numbers, intervals over seeds, curves, sources of the numbers.
+"""Tables of finished runs: what was varied, the algorithms beside the papers' numbers, and how each number was made.
 
-    python tools/report.py runs -o report.html                 # self-contained; also report.md, report.csv
-    python tools/report.py runs --save results                 # config, result and metrics of finished runs, to be kept
-    python tools/report.py results --readme README.md          # the table between the README's two marker comments
+    python tools/report.py runs -o report.html     # or report.md; learning curves are in report_files/
+    python tools/report.py runs/sweep other/run -o table.csv    # a row per seed, numbers without rounding
 
-Scores are the benchmarks': success in percent, mean of the last three evaluations, on OGBench; the normalized return of
-the last one on D4RL, beside a paper's if the data are D4RL's files, not Minari's or one's own. A mean comes with its
-95% interval over seeds (Student's t), an interquartile mean with that of a stratified bootstrap. Papers' numbers:
-tools/paper_results.csv, with the source of each.
+Scores are the benchmarks': success in percent, the mean of the last three evaluations, on OGBench; the normalized
+return of the last evaluation on D4RL. The papers' numbers are in tools/paper_results.csv, with the source of each.
 """
 
 import csv
+import datetime
 import io
-import shutil
+import re
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from page import page
-from read_runs import Group, iqm_interval, mean_interval, read_runs
-from shared import Parser, read_json
-from tables import LIST_HEADER, Papers, benchmark, find_paper, hardware, list_row, read_papers, updates
+import scipy.stats
+from shared import Parser, Run, blocks, check_output, flags_text, read_runs, split, table, titles, value_text, varied
 
-from common import UserError
-from common.cli import one_line_errors
-from common.files import write_atomically, write_json
+from common.args import one_line_errors
+from common.system import require, say, write_atomically
 
-CSV_COLUMNS = """env task algo data official_data settings reduced metric seeds mean ci95_low ci95_high iqm scores
-updates updates_per_second wall_seconds device paper_mean paper_std paper_seeds paper_steps paper_source runs"""
-MARKERS = ("<!-- results: written by tools/report.py -->", "<!-- end of results -->")
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """The first row is the header."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
+MOST_PICTURES = 60  # environments
+OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC", "ifql": "IFQL", "fbrac": "FBRAC"}
+INTRODUCTION = """Scores: success in percent, on OGBench the mean of the last three evaluations; on D4RL the normalized
+return of the last evaluation. Each cell lists the score of every seed. With several seeds their mean follows, and from
+five seeds on its 95% bootstrap interval. The papers' numbers are mean ± standard deviation over seeds, for the official
+data and the papers' sizes. Tables never mix sizes."""
+STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
+td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top }"""
+ESCAPED = str.maketrans({sign: f"&#{ord(sign)};" for sign in "<>&|[]`*\\$~"})
 
 
-def markdown(groups: list[Group], papers: Papers) -> str:
-    """A table with one row per group, and what its numbers mean."""
-    table = markdown_table([LIST_HEADER, *(list_row(group, papers) for group in groups)])
-    note = (
-        "Success in percent, on D4RL the normalized return. Ours: the mean over seeds [95% interval, Student's t]; "
-        "settings: what differs from the script's preset. Papers: mean ± standard deviation, at full size on the "
-        "official data; none beside Minari's data or one's own file, nor where a paper gives none for the task."
-    )
-    return f"{table}\n\n{note}\n"
+def line(value: Any) -> str:
+    """Any text in one line of signs that can be printed."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
 
 
-def readme_text(groups: list[Group], papers: Papers) -> str:
-    """The benchmark's table, with the cells that are still empty, and below it what else was run on a paper's tasks,
-    also by an algorithm for which there is no published number: of each algorithm its largest runs."""
-    rows, others = benchmark(groups, papers)
-    tasks = {(env, task) for env, task, _ in papers}
-    others = largest([group for group in others if group.comparable and (group.env, str(group.task or "")) in tasks])
-    text = markdown_table(rows) + "\n"
-    if others:
-        which = "of several runs the longest, if possible of the preset's sizes"
-        text += f"\nSmaller, with other settings, or on other data; {which}:\n\n{markdown(others, papers)}"
-    return text
+def text(value: Any) -> str:
+    """A text of a run as Markdown without a meaning: no HTML, link, code, emphasis or end of a cell."""
+    return re.sub(r"(?<!\w)_|_(?!\w)", "&#95;", line(value).translate(ESCAPED))
 
 
-def largest(groups: list[Group]) -> list[Group]:
-    """Of each task, data and algorithm those of the preset's sizes, if there are any, and of these those with the most
-    updates: a choice that does not look at the score."""
-    alike: dict[tuple[str, str, str], list[Group]] = {}
+def number(value: float) -> str:
+    return f"{round(value, 1) + 0.0:g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def score_text(run: Run) -> str:
+    """`85 · 40 (mean 62.5)`: every seed's score; from five seeds on with an interval."""
+    scores, notes = list(run.scores.values()), []
+    if len(scores) > 1:
+        notes.append(f"mean {number(mean(run))}")
+    if len(scores) >= 5:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # equal scores
+            options = {"method": "percentile", "random_state": np.random.default_rng(0)}
+            low, high = scipy.stats.bootstrap((scores,), np.mean, **options).confidence_interval
+        notes.append(f"{number(low)} to {number(high)}")
+    if run.task and run.counted < 3:
+        notes.append(f"of {run.counted} evaluation{'s' * (run.counted > 1)}")
+    return " · ".join(map(number, scores)) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def mean(run: Run) -> float:
+    return float(np.mean(list(run.scores.values())))
+
+
+# -------------------------------------------------------------------------------------------------------------- papers
+
+
+def read_papers() -> dict[tuple[str, ...], dict[str, str]]:
+    """(environment, task, algorithm) -> the row of tools/paper_results.csv."""
+    with open(Path(__file__).with_name("paper_results.csv"), newline="", encoding="utf-8") as file:
+        return {(row["env"], row["task"], row["algo"]): row for row in csv.DictReader(file)}
+
+
+def find_paper(papers: dict, run: Run, algo: str) -> dict[str, str]:
+    """The published number for a run's task; empty if there is none, or if the run's data are others."""
+    comparable = run.metric != "return" and run.dataset.get("source") not in ("user", "minari")
+    return papers.get((run.env, str(run.task or ""), algo), {}) if comparable else {}
+
+
+def paper_text(row: dict[str, str]) -> str:
+    return (f"{float(row['mean']):g}" if row else "") + (f" ± {float(row['std']):g}" if row.get("std") else "")
+
+
+def paper_tables(groups: list[Run], papers: dict) -> list[str]:
+    """All published numbers for the tasks that were run."""
+    names = titles() | OTHER_METHODS
+    sources: dict[str, None] = {}
+    rows = {"task": ["task", *names.values()]}
     for group in groups:
-        alike.setdefault((group.place, group.words, group.algo), []).append(group)
-    return [group for each in alike.values() for group in each if size(group) == max(map(size, each))]
+        found = [find_paper(papers, group, name) for name in names]
+        sources |= {row["source"]: None for row in found if row}
+        if any(found):
+            rows[group.place] = [text(group.place), *map(paper_text, found)]
+    if not sources:
+        return []
+    return ["## The papers' numbers for these tasks", table(list(rows.values())), f"Sources: {'; '.join(sources)}."]
 
 
-def size(group: Group) -> tuple[bool, int]:
-    """Whether networks, batches and numbers of samples are the preset's at least, and the updates."""
-    return not set(group.smaller) - {"steps", "eval_episodes"}, updates(group)
+# --------------------------------------------------------------------------------------------------------------- report
 
 
-def write_csv(groups: list[Group], papers: Papers, file) -> None:
-    """One row per group, numbers without rounding."""
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(CSV_COLUMNS.split())
-    for group in groups:
-        results = [seed.result for seed in group.seeds]
-        paper = find_paper(papers, group) or ("", "", "", "", "")
-        rows.writerow([
-            group.env, group.task or "", group.algo, group.data, group.official, group.settings_text, group.reduced,
-            group.metric, " ".join(str(seed.seed) for seed in group.seeds), *mean_interval(group.scores, group.bounds),
-            iqm_interval([group.scores])[0], " ".join(f"{score:.6g}" for score in group.scores), updates(group),
-            np.mean([result["updates_per_second"] for result in results]),
-            np.mean([result["wall_seconds"] for result in results]), hardware(group), *paper,
-            " ".join(dict.fromkeys(seed.run.name for seed in group.seeds)),
-        ])  # fmt: skip
+def markdown(groups: list[Run], runs: list[Run], left_out: list[tuple[Path, str]], pictures: list[str]) -> str:
+    """The report. pictures: where the learning curves of each block are, or nothing."""
+    papers, parts = read_papers(), ["# Results", INTRODUCTION]
+    if len({group.place for group in groups}) > MOST_PICTURES:
+        parts.append(f"Learning curves are drawn for up to {MOST_PICTURES} environments; these are more.")
+    before = None
+    for block, picture in zip(blocks(groups), pictures):
+        one = block[0]
+        rest = flags_text({name: value for name, value in one.size.items() if name != "steps"})
+        size = f"{one.args['steps']:,} updates, {text(rest) or 'the rest as in the preset'}"
+        data = f"Data: {text(one.data)}. Score: {one.unit}."
+        if (one.place, data) != before:
+            parts += [f"## {text(one.place)}", data]
+        before = one.place, data
+        parts += [f"### {size if one.size else 'The preset size'}", *block_tables(block, papers)]
+        parts += [f"![Learning curves]({quote(picture)})"] if picture else []
+    parts += paper_tables(groups, papers)
+    rows = [["run", "command", "score", "data", "updates per second", "time", "device", "commit"]]
+    for run in sorted(runs, key=lambda run: run.path):
+        cells = [run.path.name, command(run), score_text(run), run.data, f"{run.speed:,.0f}"]
+        cells += [str(datetime.timedelta(seconds=round(run.seconds))), run.device, run.commit]
+        rows.append([text(cell) for cell in cells])
+    parts += ["## All finished runs", table(rows)] if runs else []
+    if left_out:
+        rows = [["directory", "why"], *([text(path.name), text(reason)] for path, reason in left_out)]
+        summary = f"<summary>{len(left_out)} left out: unfinished, repeated or damaged</summary>"
+        parts.append(f'<details markdown="1">{summary}\n\n{table(rows)}\n\n</details>')
+    return "\n\n".join(parts) + "\n"
 
 
-def write_readme(path: Path, table: str) -> None:
-    """Replaces what stands between the two marker lines. Raises UserError if they are not there."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8.") from None
-    before, first, rest = text.partition(MARKERS[0])
-    _, last, after = rest.partition(MARKERS[1])
-    if not (first and last):
-        raise UserError(f"{path} needs the lines {MARKERS[0]} and {MARKERS[1]}, between which the table goes.")
-    write_atomically(path, f"{before}{first}\n\n{table}\n{last}{after}")
+def command(run: Run) -> str:
+    """The script's flags that differ from the preset."""
+    flags = [f"--env {run.env}", f"--seed {min(run.scores)}"]
+    flags += [f"--num-seeds {len(run.scores)}"] if len(run.scores) > 1 else []
+    for name, value in run.changed.items():
+        flag = name.replace("_", "-")
+        flags.append(f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {value_text(value)}")
+    return f"{run.algo}.py {' '.join(flags)}"
 
 
-def save(groups: list[Group], folder: Path) -> None:
-    """Copies config.json, result.json and metrics.csv of the finished runs; absolute paths lose their folders."""
-    for run in dict.fromkeys(seed.run for group in groups for seed in group.seeds):
-        content = {name: _without_folders(read_json(run / name)) for name in ("config.json", "result.json")}
-        target, number = folder / run.name, 1
-        while (there := read_json(target / "config.json")) and not _same_run(there, content["config.json"]):
-            number += 1  # jobs of a sweep that began in the same second, in folders of their own
-            target = folder / f"{run.name}-{number}"
+def block_tables(block: list[Run], papers: dict) -> list[str]:
+    """Of runs of one problem and size: a table of what was varied for each algorithm with several settings, then the
+    algorithms side by side."""
+    found, beside = [], []
+    for alike in split(block, lambda run: run.algo):
+        if len({flags_text(run.settings) for run in alike}) == 1:
+            beside += alike
+            continue
+        names, best = varied(alike), max(map(mean, alike))
+        rows = [[text(alike[0].title), *(text(name.replace("_", "-")) for name in names), "score"]]
+        for run in alike:
+            cells = [text(value_text(run.args.get(x))) + " (preset)" * (x not in run.changed) for x in names]
+            score, is_best = text(score_text(run)), mean(run) == best
+            rows.append(["best" if is_best else "", *cells, f"**{score}**" if is_best else score])
+        found.append(table(rows))
+        beside += [run for run in alike if not run.settings]
+    columns = {run.algo: text(run.title) for run in beside}
+    shown: dict[str, dict[str, str]] = {}
+    for run in beside:
+        label = flags_text(run.settings) or "preset"
+        if run.algo in shown.get(label, {}):  # the same settings, measured in another way
+            label = flags_text({name: value for name, value in run.changed.items() if name not in run.size})
+        shown.setdefault(label, {})[run.algo] = text(score_text(run))
+    rows = [["settings", *columns.values()]]
+    rows += [[text(label), *(row.get(algo, "") for algo in columns)] for label, row in shown.items()]
+    paper = [paper_text(find_paper(papers, block[0], algo)) for algo in columns]
+    if beside and (not found or len(columns) > 1 or any(paper)):
+        found.append(table([*rows, ["paper, official data", *paper]]))
+    return found
+
+
+def draw(groups: list[Run], folder: Path) -> list[str]:
+    """Draws the learning curves of each block. Returns their paths relative to the report; an empty one for what could
+    not be drawn, which is a line on standard error."""
+    found: list[str] = []
+    for block in blocks(groups):
+        found.append("")
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            for name, values in content.items():
-                write_json(target / name, values)
-            if (run / "metrics.csv").exists():
-                shutil.copyfile(run / "metrics.csv", target / "metrics.csv")
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}.") from None
-        print(target)
+            if len({group.place for group in groups}) <= MOST_PICTURES:
+                from plot import draw_curves, file_name
+
+                folder.mkdir(exist_ok=True)
+                name = file_name(block[0], found, f"{folder.name}/")
+                draw_curves(block, folder.parent / name)
+                found[-1] = name
+        except Exception as error:  # whatever it is, the tables are written
+            print(line(f"no picture of {block[0].place}: {error}"), file=sys.stderr)
+    return found
 
 
-def _same_run(one: dict, other: dict) -> bool:
-    """Of two configurations of one name: whether they are those of one run, which --steps may have changed."""
-    return one["args"] | {"steps": None} == other["args"] | {"steps": None}
+def page(content: str) -> str:
+    """The Markdown as an HTML page."""
+    require("markdown", "an HTML report", "report")
+    import markdown  # an optional package
+
+    body = markdown.markdown(content, extensions=["tables", "md_in_html"])
+    head = f'<meta charset="utf-8"><title>Results</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
-def _without_folders(value):
-    if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+def rows_of_seeds(runs: list[Run]) -> str:
+    """The report as CSV, a row per seed. A text that a spreadsheet would compute gets an apostrophe."""
+    papers, content = read_papers(), io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    names = "env task algo data settings metric seed score updates updates_per_second wall_seconds device commit run"
+    writer.writerow([*names.split(), "paper_mean", "paper_std", "paper_source"])
+    for run in sorted(runs, key=lambda run: run.path):
+        paper = find_paper(papers, run, run.algo)
+        for seed, score in run.scores.items():
+            row = [run.env, run.task or "", run.algo, run.data, flags_text(run.changed), run.metric, seed, score]
+            row += [run.args["steps"], run.speed, run.seconds, run.device, run.commit, run.path.name]
+            row += [paper.get(name, "") for name in ("mean", "std", "source")]
+            row = [line(cell) if isinstance(cell, str) else cell for cell in row]
+            writer.writerow(f"'{x}" if isinstance(x, str) and x.startswith(("=", "+", "-", "@")) else x for x in row)
+    return content.getvalue()
 
 
 def main(argv: list[str]) -> None:
     parser = Parser("tools/report.py", __doc__)
-    parser.add_argument("runs", type=Path, help="folder with run directories, at any depth")
-    parser.add_argument(
-        "-o", "--out", type=Path, action="append", default=[], help="NAME.html, .md or .csv; repeatable"
-    )
-    parser.add_argument("--readme", type=Path, help="write the table between the marker comments of this file")
-    parser.add_argument("--save", type=Path, help="copy the small files of finished runs to this folder")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories, or folders with some at any depth")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="NAME.html, NAME.md or NAME.csv")
     args = parser.parse_args(argv)
-    for path in args.out:
-        if path.suffix not in (".html", ".md", ".csv"):
-            raise UserError(f"-o {path}: the name must end in .html, .md or .csv.")
-    if not (args.out or args.readme or args.save):
-        raise UserError("say what to write: -o report.html, --readme README.md or --save results.")
-    if args.save and args.save.resolve().is_relative_to(args.runs.resolve()):
-        raise UserError(f"--save {args.save}: the runs are there already; name a folder outside of {args.runs}.")
-    groups, left_out = read_runs(args.runs)
-    papers = read_papers()
-    for path in args.out:
-        text = io.StringIO()
-        if path.suffix == ".csv":
-            write_csv(groups, papers, text)
-        else:
-            is_page = path.suffix == ".html"
-            text.write(page(groups, left_out, papers, args.runs) if is_page else markdown(groups, papers))
-        write_atomically(path, text.getvalue())
-        print(path)
-    if args.readme:
-        write_readme(args.readme, readme_text(groups, papers))
-    if args.save:
-        save(groups, args.save)
-    for run, reason in left_out:
-        print(f"left out {run.relative_to(args.runs)}: {reason}", file=sys.stderr)
+    check_output(args.out, ("html", "md", "csv"))
+    groups, runs, left_out = read_runs(args.runs)
+    if args.out.suffix == ".csv":
+        content = rows_of_seeds(runs)
+    else:
+        content = markdown(groups, runs, left_out, draw(groups, args.out.with_name(f"{args.out.stem}_files")))
+        content = page(content) if args.out.suffix == ".html" else content
+    write_atomically(args.out, content.encode())
+    for path, reason in left_out:
+        print(line(f"left out {path}: {reason}"), file=sys.stderr)
+    say(str(args.out))
 
 
 if __name__ == "__main__":

@@ -6,58 +6,65 @@
     python tools/sweep.py tools/sweeps/corruption.yaml --slurm --partition gpu --gpus-per-job 1 --hours 24
     python tools/sweep.py tools/sweeps/corruption.yaml --status
 
-The files in tools/sweeps need data that are collected first: see their heads.
+Give the same command again at any time: it skips finished jobs, goes on with interrupted ones from their checkpoints,
+waits for jobs that are still running, and tries failed ones again. Ctrl-C lets the running jobs save and ends all.
 
-Start the same command again at any time: what is finished is skipped, what was interrupted goes on from its checkpoint,
-what is still running is left to run. Ctrl-C, SIGTERM or a lost connection (without nohup or tmux) let the running jobs
-save, and end it; on SLURM they stay in its queue. A file (YAML) is a list of blocks; every key but `settings` is also a
-flag, and a flag replaces the key in all blocks:
+A file (YAML) is a list of blocks. Every key except `settings` is also a flag, which replaces the key in all blocks:
 
     - scripts: [driftql, fql]
       envs: [pointmaze-medium-navigate]
-      tasks: [1, 2]             # left out: the benchmark's default task
-      seeds: [0, 1, 2]          # left out: 0
-      settings:                 # flags of the scripts; a list is tried value by value, {env} is the environment's name
+      tasks: [1, 2]             # without it: the benchmark's default task
+      seeds: [0, 1, 2]          # without it: 0
+      settings:                 # flags of the scripts; each value of a list is one job; {env} is the environment's name
         alpha: [1, 3, 10]
-        hidden-dims: 256 256    # one value of two numbers; a path with blanks needs quotes of its own: "'my data.npz'"
+        hidden-dims: 256 256    # one value of two numbers; quote a path with blanks again: "'my data.npz'"
         normalize-q: true       # true and false become --normalize-q and --no-normalize-q
 
-Each job has a folder of its own in --runs-dir: job.json (command, attempts), lock, stdout.txt, stderr.txt, its run
-directory. The state of the sweep is these files alone. The lock is held by the job's own processes, so that no job runs
-twice, whatever happens to the sweep; on a cluster the file system of --runs-dir must support flock across nodes.
+A job is one command with a run directory in --runs-dir, named after the job's arguments; what the command prints is in
+a .log file beside it. On a cluster the file system of --runs-dir must support flock across nodes.
 """
 
 import argparse
 import contextlib
 import difflib
-import getpass
+import fcntl
 import hashlib
 import itertools
 import json
 import math
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
-import time
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
-from shared import ROOT, Parser
-from sweep_job import Job, look, read_job, runs_here, slurm_id, stop
-from sweep_table import Watch, show, status
+from shared import ROOT, Parser, held, last_step, read_json, titles
 
 from common import UserError
-from common.cli import one_line_errors
-from common.files import write_json
+from common.args import one_line_errors
+from common.system import expanded, require, say
 
-OWN_FLAGS = {"env", "task", "seed", "runs-dir", "resume", "progress", "no-progress"}  # which each job gets
-STARTS = 3  # of one job by one sweep, if signals end it: an out-of-memory kill would repeat for ever
-
+KEYS = ("scripts", "envs", "tasks", "seeds")
+OWN_FLAGS = {"env", "task", "seed", "run-dir", "resume", "progress", "no-progress"}  # the sweep sets them
+STARTS = 3  # of one job that signals end: a job that runs out of memory would be killed for ever
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
+
+
+class Job(NamedTuple):
+    title: str
+    run: Path
+    log: Path
+    command: tuple[str, ...]
 
 
 class Loader(yaml.BaseLoader):
@@ -65,12 +72,9 @@ class Loader(yaml.BaseLoader):
     that is there twice, of which YAML's own loaders take the last."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            name = _flag(key.value) if isinstance(key.value, str) else None
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-            seen.add(name)
+        names = [_flag(key.value) for key, _ in node.value if isinstance(key.value, str)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -80,237 +84,266 @@ def _flag(name: str) -> str:
 
 
 def read_blocks(path: Path) -> list[dict]:
-    """Blocks of a sweep file, all values strings, settings named as `_flag` does. Raises UserError with the line that
-    cannot be read."""
+    """Returns the blocks of a sweep file. Raises UserError if there are none."""
     try:
         blocks = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    keys = {"scripts", "envs", "tasks", "seeds", "settings"}
-    if not blocks or not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from None
+    if not (blocks and isinstance(blocks, list) and all(isinstance(block, dict) for block in blocks)):
         raise UserError(f"{path} must be a list of blocks, see tools/sweep.py --help.")
-    for unknown in (key for block in blocks for key in block if key not in keys):
-        raise UserError(f"{path}: unknown key '{unknown}'; a block has {', '.join(sorted(keys))}.")
     if not all(isinstance(block.get("settings", {}), dict) for block in blocks):
         raise UserError(f"{path}: settings must be `flag: value` pairs.")
-    for key, value in (pair for block in blocks for pair in (block | block.get("settings", {})).items()):
-        if key != "settings" and not all(isinstance(each, str) for each in _values(value)):
-            raise UserError(f"{path}: {key} must be a value or a list of values; several numbers in one: 256 256.")
-    named = ({_flag(name): value for name, value in block.get("settings", {}).items()} for block in blocks)
-    return [block | {"settings": settings} for block, settings in zip(blocks, named)]
-
-
-def _values(value: str | list[str]) -> list[str]:
-    return value if isinstance(value, list) else [value]
+    return blocks
 
 
 def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
-    """All combinations of each block, every job once. Raises UserError for a script that does not exist."""
-    combinations = []
+    """Returns all combinations of each block, every job once. Raises UserError for what cannot be a job."""
+    combinations: list[tuple] = []
     for block in blocks:
+        settings = {_flag(name): _values(_flag(name), value) for name, value in block.get("settings", {}).items()}
+        axes = {key: _values(key, value) for key, value in block.items() if key != "settings"}
+        if unknown := axes.keys() - set(KEYS):
+            raise UserError(f"unknown key '{unknown.pop()}'; a block has {', '.join(KEYS)} and settings.")
         for key in ("scripts", "envs"):
-            if not block.get(key):
+            if key not in axes:
                 raise UserError(f"a sweep needs {key}: --{key} on the command line, or in every block of the file.")
-        settings = block.get("settings", {})
-        for name in settings.keys() & OWN_FLAGS:
-            raise UserError(f"--{name} is no setting: each job gets its own, from the sweep's envs, tasks and seeds.")
-        given = {key: value for key, value in block.items() if key != "settings"} | settings
-        for key in (key for key, value in given.items() if not key or not value or "" in _values(value)):
-            raise UserError(f"{key or '--set'} has no {'value, or an empty one' if key else 'name'}.")
-        for key, value in settings.items():
-            if twice := [each for each in _values(value) if _values(value).count(each) > 1]:
-                raise UserError(f'{key} has {twice[0]} twice; several numbers in one value: "{twice[0]} {twice[0]}".')
-        for key in ("tasks", "seeds"):
-            for value in (value for value in _values(block.get(key, [])) if not value.isdecimal()):
-                raise UserError(f"{key}: {value} is not a whole number; write several as {key}: [1, 2] or --{key} 1 2.")
-        _check_seeds(_values(block.get("seeds", ["0"])), _values(settings.get("num-seeds", ["1"])))
-        axes = [block["scripts"], block["envs"], block.get("tasks", [None]), block.get("seeds", ["0"])]
-        for script, env, task, seed, *values in itertools.product(*map(_values, [*axes, *settings.values()])):
-            combinations.append((script, env, task, seed, dict(zip(settings, values))))
+        for name in settings:
+            if name in OWN_FLAGS or not re.fullmatch("[a-z][a-z0-9-]*", name):
+                raise UserError(f"--{name} is no setting; a job's environment, task, seed and folder are the sweep's.")
+        _check_seeds(axes.setdefault("seeds", ["0"]), settings.get("num-seeds", []))
+        for words in itertools.product(*(axes.get(key, [None]) for key in KEYS)):
+            for chosen in itertools.product(*settings.values()):
+                combinations.append((*words, dict(zip(settings, chosen))))
     flags = {flag for *_, settings in combinations for flag in settings}
-    shown = {flag for flag in flags if len({settings.get(flag) for *_, settings in combinations}) > 1}
-    jobs = [_make_job(*combination, shown, runs_dir) for combination in combinations]
-    return list({job.folder: job for job in jobs}.values())
+    varied = {flag for flag in flags if len({settings.get(flag) for *_, settings in combinations}) > 1}
+    jobs = [_make_job(runs_dir, varied, *combination) for combination in combinations]
+    return list({job.run: job for job in jobs}.values())
+
+
+def _values(name: str, value: Any) -> list[str]:
+    """One value or several as a list. Raises UserError if they cannot be those of this key or setting."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) for each in values):
+        raise UserError(f"{name} must be a value or a list of values; several numbers in one: 256 256.")
+    if not values or "" in values:
+        raise UserError(f"{name} has no value, or an empty one.")
+    for each in values:
+        if values.count(each) > 1:
+            raise UserError(f'{name} has {each} twice; several numbers in one value: "{each} {each}".')
+        if name in ("tasks", "seeds") and not each.isdecimal():
+            raise UserError(f"{name}: {each} is not a whole number; write several as {name}: [1, 2] or --{name} 1 2.")
+    return values
 
 
 def _check_seeds(seeds: list[str], numbers: list[str]) -> None:
     """Raises UserError if jobs that train several seeds side by side would train some of them twice."""
+    first = sorted(map(int, seeds))
     for number in map(int, filter(str.isdecimal, numbers)):
-        first = sorted(map(int, seeds))
         if any(b - a < number for a, b in itertools.pairwise(first)):
             apart = " ".join(str(first[0] + i * number) for i in range(len(first)))
             raise UserError(f"with num-seeds {number} these seeds would be trained more than once; --seeds {apart}?")
 
 
-def _make_job(script: str, env: str, task: str | None, seed: str, settings: dict, shown: set, runs_dir: Path) -> Job:
-    file = Path(script) if script.endswith(".py") else ROOT / f"{script}.py"
+def _make_job(runs_dir: Path, varied: set, script: str, env: str, task: str | None, seed: str, settings: dict) -> Job:
+    file = Path(script).absolute() if script.endswith(".py") else ROOT / f"{script}.py"
     if not file.exists():
-        close = difflib.get_close_matches(script, [path.stem for path in ROOT.glob("*.py")], n=1)
+        close = difflib.get_close_matches(script, titles(), n=1)
         raise UserError(f"there is no {file.name}{f'; did you mean {close[0]}?' if close else '.'}")
-    settings = {name: value.replace("{env}", env) for name, value in settings.items()}
     flags = ["--env", env, *(["--task", task] if task else []), "--seed", seed]
-    for name, value in sorted(settings.items()):
+    for name, value in sorted(({"env": env} | settings).items()):
+        try:
+            words = [word.replace("{env}", env) for word in shlex.split(value)]
+        except ValueError as error:
+            raise UserError(f"{name}: {value}: {error}.") from None
+        if smuggled := [word for word in words if re.match("--|-[a-zA-Z]", word)]:
+            raise UserError(f"{name}: {smuggled[0]} is a flag, not a value; flags are settings of their own.")
         if value.lower() in ("true", "false"):
             flags.append(f"--{name}" if value.lower() == "true" else f"--no-{name}")
-        else:
-            try:
-                flags += [f"--{name}", *shlex.split(value)]
-            except ValueError as error:
-                raise UserError(f"{name}: {value}: {error}.") from None
-    # The folder's name is how a job is found again: by all its arguments, and where a script lies that is not ours.
-    which = file.stem if file.resolve().parent == ROOT else script
+        elif name != "env":
+            flags += [f"--{name}", *words]
+    which = file.stem if file.parent == ROOT else str(file)
     digest = hashlib.sha256(json.dumps([which, *flags]).encode()).hexdigest()[:8]
-    label = f"{env}-task{task}" if task else env
-    folder = runs_dir / f"{label}__{file.stem}__{seed}__{digest}".replace("/", "_").replace(":", "_")
-    words = [which, env, *(["task", task] if task else []), "seed", seed]
-    title = " ".join(words + [f"{key}={value.rpartition('/')[2]}" for key, value in settings.items() if key in shown])
-    return Job(title, folder, (sys.executable, str(file), *flags, "--runs-dir", str(folder), "--no-progress"))
+    place = f"{env}-task{task}" if task else env
+    run = expanded(runs_dir).absolute() / re.sub("[/:]", "_", f"{place}__{file.stem}__{seed}__{digest}")
+    values = [f"{name}={value.rpartition('/')[2]}" for name, value in settings.items() if name in varied]
+    title = " ".join([which, env, *(["task", task] if task else []), "seed", seed, *values])
+    command = (sys.executable, str(file), *flags, "--no-progress", "--run-dir", str(run))
+    return Job(title, run, run.with_name(f"{run.name}.log"), command)
+
+
+def state_of(job: Job) -> tuple[str, str]:
+    """Returns done, running, stopped or waiting, and what there is to say about it."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        result = read_json(job.run / "result.json")
+        scores = []
+        for part in result.get("grid", [result]):
+            values = ",".join(f"{name}={value:g}" for name, value in part.get("values", {}).items())
+            scores.append(f"{values} {part['score']:.3g}".strip())
+        return "done", f"score {', '.join(scores)}"
+    if not job.run.exists():
+        return "waiting", ""
+    return "running" if held(job.run) else "stopped", f"at step {last_step(job.run):,}"
 
 
 # ----------------------------------------------------------------------------------------------------- on this machine
 
 
-def job_process(folder: Path, worker: int = 0) -> list[str]:
-    """The command that runs the job of `folder`."""
-    return [sys.executable, str(ROOT / "tools" / "sweep_job.py"), str(folder), str(worker)]
+class Sweep:
+    """Runs jobs on this machine, each worker on its own cores and, if there are any, its own GPU."""
 
+    def __init__(self, workers: int, gpus: list[str]):
+        self.workers, self.gpus = workers, gpus
+        self.own: set[subprocess.Popen] = set()
+        self.starts: Counter[Job] = Counter()
+        self.changing = threading.Lock()
+        self.stopping = threading.Event()
+        self.signal = 0
 
-def run_here(jobs: list[Job], workers: int, gpus: list[str], watch: Watch) -> None:
-    """Runs all waiting jobs, `workers` at a time, each worker on its own cores and, if there are any, its GPU."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    own: dict[Path, tuple[int, subprocess.Popen]] = {}  # folder -> worker and its process
-    starts: Counter[Path] = Counter()
-    told: set[int] = set()
-    while True:
-        statuses = watch(jobs, queued={}, starting=own)
-        own = {folder: (worker, process) for folder, (worker, process) in own.items() if process.poll() is None}
-        running = {job: s for job, s in statuses.items() if s.state == "running" and job.folder not in own}
-        # Jobs that a killed sweep has left running keep the worker they had; those of other machines take none here.
-        left = [s for s in running.values() if runs_here(s)]
-        busy = {worker for worker, _ in own.values()} | {s.attempt["worker"] for s in left if s.attempt}
-        free = [i for i in range(workers) if i not in busy][: max(0, workers - len(own) - len(left))]
-        if watch.signal:
-            for s in statuses.values():
-                if s.state == "running" and s.attempt and s.attempt["pid"] not in told:
-                    told.add(s.attempt["pid"])
-                    stop(s)
-            if not own and not left:
-                return
-            continue
-        startable = [job for job, s in statuses.items() if s.state == "waiting" and starts[job.folder] < STARTS]
-        startable = [job for job in startable if job.folder not in own]
-        for job, worker in zip(startable, free):
-            environment = dict(os.environ)
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
-                if workers > len(gpus):
-                    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    def stop(self, number: int, _) -> None:
+        """Handles a signal: asks the running jobs to save and end. A second signal ends the sweep without them."""
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        self.stopping.set()
+        with self.changing:
+            for process in self.own:
+                process.terminate()
+
+    def run(self, jobs: list[Job]) -> dict[Job, tuple[str, str]]:
+        """Runs all jobs that are not done. Returns their states; "failed" comes with the reason."""
+        states: dict[Job, tuple[str, str]] = {}
+        left = jobs
+        while left and not self.stopping.is_set():
+            with ThreadPoolExecutor(self.workers) as pool:
+                states |= zip(left, pool.map(self.attend, left))
+            # What a signal ended or another process runs comes again when everything else is done.
+            left = [job for job in left if states[job][0] not in ("done", "failed")]
+            self.stopping.wait(1 if left else 0)
+        return {job: states[job] if states.get(job, ("",))[0] == "failed" else state_of(job) for job in jobs}
+
+    def attend(self, job: Job) -> tuple[str, str]:
+        """Runs a job, unless it is done or another process runs it, on the first worker that is free. Returns its
+        state."""
+        folder = job.run.parent
+        tried = 0
+        while True:
+            worker, tried = tried % self.workers, tried + 1
+            if self.stopping.wait(0.2 * (tried > self.workers)) or state_of(job)[0] in ("done", "running"):
+                return state_of(job)
             try:
-                prepare(job)
-            except UserError:
-                if own or running:  # a disk that is full now may have room when a job has ended
-                    break
-                raise
-            process = subprocess.Popen(job_process(job.folder, worker), env=environment, start_new_session=True)
-            if cores:
-                mine = [core for i, core in enumerate(cores) if i * workers // len(cores) == worker]
-                os.sched_setaffinity(process.pid, mine or {cores[worker % len(cores)]})
-            own[job.folder] = (worker, process)
-            starts[job.folder] += 1
-        if not own and not running and not startable:
-            for job, s in statuses.items():
-                if s.state == "waiting":
-                    print(f"{job.title}: given up after {STARTS} starts, {s.note}", file=sys.stderr)
-            return
+                # The job inherits the worker's lock: if the sweep is killed, its jobs go on and keep workers busy.
+                slot = os.open(folder / f".worker-{socket.gethostname()}-{worker}", os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return self._run(job, worker, slot)
+                finally:
+                    os.close(slot)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                return "failed", f"cannot start in {folder}, which must have room and support flock: {error.strerror}"
+
+    def _run(self, job: Job, worker: int, slot: int) -> tuple[str, str]:
+        say(f"start    {job.title}")
+        self.starts[job] += 1
+        begin = job.log.stat().st_size if job.log.exists() else 0
+        code = self._start(job, worker, slot)
+        state = state_of(job)
+        if state[0] not in ("done", "running") and not self.stopping.is_set():
+            if code == 0:
+                state = "failed", "ended without a result.json"
+            elif 0 < code <= 128 and "another process is working" not in (reason := last_line(job.log, begin)):
+                state = "failed", reason or f"exit code {code}"
+            elif self.starts[job] == STARTS:
+                state = "failed", f"given up after {STARTS} starts, killed by signal {abs(code) % 128}"
+        say(f"{state[0]:8} {job.title}  {state[1]}")
+        return state
+
+    def _start(self, job: Job, worker: int, slot: int) -> int:
+        """Starts the job's command and waits for it. Returns the exit code, which is negative after a signal."""
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # so that an error is the last line of the log
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
+            if self.workers > len(self.gpus):
+                environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        with open(job.log, "ab") as log, self.changing:
+            # In a session of its own, the job gets no signal from the terminal but the sweep's.
+            process = subprocess.Popen(
+                job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[slot],
+                start_new_session=True,
+            )  # fmt: skip
+            self.own.add(process)
+            if self.stopping.is_set():
+                process.terminate()
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            mine = [core for i, core in enumerate(cores) if i * self.workers // len(cores) == worker]
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, mine or [cores[worker % len(cores)]])
+        code = process.wait()
+        with self.changing:
+            self.own.remove(process)
+        return code
 
 
-def prepare(job: Job) -> None:
-    """Makes the job's folder; its command is this sweep's, also where the repository, the script or the folder has
-    moved. Raises UserError if that cannot be done."""
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        record = read_job(job.folder)
-        if record["command"] != list(job.command):
-            write_json(job.folder / "job.json", record | {"command": job.command})
-    except OSError as error:
-        raise UserError(f"cannot make {job.folder}: {error.strerror}.") from None
+def last_line(log: Path, begin: int) -> str:
+    """The last line of a log after byte `begin` that says something."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+    lines = [line.strip() for line in lines if line.strip("- ") and not line.startswith("For simplicity, JAX has")]
+    return lines[-1] if lines else ""
 
 
 # ------------------------------------------------------------------------------------------------------------ on SLURM
 
 
 class SlurmJob:
-    """What submitit runs on the node. It calls `checkpoint` when SLURM warns of the time limit, and requeues the job
-    afterwards."""
+    """Runs one command on a SLURM node, where only installed packages can be imported. submitit calls `checkpoint` when
+    SLURM warns of the time limit, and queues the job again: the same command goes on with the run."""
 
-    def __init__(self, command: list[str]):
-        self.command = command
+    def __init__(self, command: tuple[str, ...], log: Path):
+        self.command, self.log = command, log
 
-    def __call__(self) -> int:
-        self.process = subprocess.Popen(self.command)
-        while self.process.poll() is None:
-            time.sleep(1)
-        return self.process.returncode
+    def __call__(self) -> None:
+        def ignore():  # SLURM warns all processes of the job
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=ignore)
+        if code := self.process.wait():
+            raise RuntimeError(f"exit code {code}, see {self.log}")
 
     def checkpoint(self):
         import submitit
 
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.process.pid, signal.SIGUSR2)
-            # Popen.wait would wait for itself: this runs inside a signal handler, maybe in the middle of poll.
+            os.kill(self.process.pid, signal.SIGTERM)
+            # Popen.wait would wait for itself, because this runs in a signal handler.
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return submitit.helpers.DelayedSubmission(SlurmJob(self.command))
+        return submitit.helpers.DelayedSubmission(SlurmJob(self.command, self.log))
 
 
-def run_on_slurm(jobs: list[Job], args: argparse.Namespace, watch: Watch) -> None:
-    """Queues what waits, as one job array, and watches it. Jobs stay in the queue if the watcher ends."""
-    try:
-        import submitit
+def submit(jobs: list[Job], args: argparse.Namespace) -> None:
+    """Queues the jobs as one job array. Raises UserError if jobs of this sweep are in the queue, or SLURM refuses."""
+    require("submitit", "--slurm", "sweep")
+    import submitit
 
-        executor = submitit.AutoExecutor(args.runs_dir / "slurm", cluster="slurm", slurm_max_num_timeout=1_000_000)
-    except ImportError:
-        raise UserError("--slurm needs submitit: uv pip install -e '.[sweep]'") from None
-    except RuntimeError as error:
-        raise UserError(f"--slurm: {error}") from None
+    name = f"sweep-{hashlib.sha256(str(jobs[0].run.parent).encode()).hexdigest()[:8]}"
     options = {"slurm_partition": args.partition, "gpus_per_node": args.gpus_per_job, "mem_gb": args.memory_gb}
-    executor.update_parameters(
-        name="sweep", timeout_min=max(1, round(args.hours * 60)), cpus_per_task=args.cpus_per_job,
-        slurm_array_parallelism=args.workers or len(jobs), slurm_additional_parameters={"requeue": True},
-        slurm_signal_delay_s=args.seconds_to_save, **{key: value for key, value in options.items() if value},
-    )  # fmt: skip
-    statuses = watch(jobs, queued=slurm_queue())
-    new = [job for job, s in statuses.items() if s.state == "waiting" and not s.queued]
-    if new:
-        for job in new:
-            prepare(job)
-        try:
-            with executor.batch():
-                entries = [executor.submit(SlurmJob(job_process(job.folder))) for job in new]
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"SLURM refuses the jobs: {str(error).strip().splitlines()[-1]}") from None
-        for job, entry in zip(new, entries):
-            write_json(job.folder / "slurm.json", {"id": entry.job_id})
-    while not watch.signal:
-        statuses = watch(jobs, queued=slurm_queue())
-        if not any(s.state == "running" or s.queued for s in statuses.values()):
-            return
-    array = sorted({number.split("_")[0] for job in jobs if (number := slurm_id(job.folder))})
-    print(f"the jobs stay in SLURM's queue; scancel {' '.join(array)} ends them", file=sys.stderr)
-
-
-def slurm_queue() -> dict[str, str] | None:
-    """Job id -> state of this user's jobs; None if SLURM does not answer now."""
-    # sacct, which submitit would ask, needs an accounting database, which not every cluster has.
-    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UserError("--slurm: there is no squeue here; is this a machine of the cluster?") from None
-    return None if answer.returncode else dict(line.split() for line in answer.stdout.splitlines())
+        executor = submitit.AutoExecutor(args.runs_dir / "slurm", cluster="slurm", slurm_max_num_timeout=1_000_000)
+        ask = ["squeue", "--noheader", "--format=%i", f"--name={name}"]
+        if queued := subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split():
+            raise UserError(f"jobs of this sweep are in SLURM's queue; to queue others, end them: scancel {queued[0]}")
+        executor.update_parameters(
+            name=name, timeout_min=max(1, round(args.hours * 60)), cpus_per_task=args.cpus_per_job,
+            slurm_array_parallelism=args.workers or len(jobs), slurm_additional_parameters={"requeue": True},
+            slurm_signal_delay_s=args.seconds_to_save, **{key: value for key, value in options.items() if value},
+        )  # fmt: skip
+        with executor.batch():
+            entries = [executor.submit(SlurmJob(job.command, job.log)) for job in jobs]
+    except (RuntimeError, OSError, subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
+        raise UserError(f"--slurm: {str(error).strip().splitlines()[-1]}") from None
+    say(f"{len(entries)} jobs are in SLURM's queue as {entries[0].job_id.partition('_')[0]}; --status shows the runs")
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -320,20 +353,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("tools/sweep.py", __doc__)
     add = parser.add_argument
     add("file", nargs="?", type=Path, help="YAML file with the blocks of the sweep")
-    add("--scripts", nargs="+")
-    add("--envs", nargs="+")
-    add("--tasks", nargs="+")
-    add("--seeds", nargs="+")
+    for key in KEYS:
+        add(f"--{key}", nargs="+")
     add("--set", action="append", default=[], metavar="FLAG=VALUE[,VALUE]", help="flag of the scripts; repeatable")
-    add("--runs-dir", type=Path, default=Path("runs/sweep"), help="folder of the jobs (default: runs/sweep)")
-    add("--workers", type=int, help="jobs at the same time (default: 1; on SLURM as many as it lets run)")
+    add("--runs-dir", type=Path, default=Path("runs/sweep"), help="folder of the run directories (runs/sweep)")
+    add("--workers", type=int, help="jobs at the same time (1; on SLURM as many as it lets run)")
     add("--gpus", nargs="+", default=[], help="GPUs of this machine, dealt to the workers")
-    add("--retry", action="store_true", help="start failed jobs again")
-    add("--status", action="store_true", help="print the table and do nothing")
+    add("--status", action="store_true", help="print the table of the jobs and do nothing")
     add("--dry-run", action="store_true", help="print the jobs' commands and do nothing")
     add("--slurm", action="store_true", help="queue the jobs on SLURM (extra `sweep`)")
     add("--partition", help="SLURM partition")
-    add("--hours", type=float, default=24, help="SLURM time limit; a job that reaches it saves and is requeued")
+    add("--hours", type=float, default=24, help="SLURM time limit; a job that reaches it saves and is queued again")
     add("--seconds-to-save", type=int, default=120, help="a job's last seconds, to end an evaluation and save (120)")
     add("--cpus-per-job", type=int, default=4)
     add("--gpus-per-job", type=int, default=0)
@@ -343,51 +373,52 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--runs-dir {args.runs_dir} is not a folder.")
     for flag, value in {"--workers": args.workers, "--hours": args.hours}.items():
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{flag} {value} must be positive{', and finite' * (value > 0)}.")
+            raise UserError(f"{flag} {value} must be positive and finite.")
     if args.slurm and args.gpus:
         raise UserError("--gpus are this machine's; on SLURM each job asks for its own: --gpus-per-job 1.")
     if not args.slurm and (args.partition or args.gpus_per_job or args.memory_gb):
         raise UserError("--partition, --gpus-per-job and --memory-gb go with --slurm, without which jobs run here.")
-    for pair in args.set:
-        if "=" not in pair:
-            raise UserError(f"--set {pair} has no = (see tools/sweep.py --help)")
-    flags = [_flag(pair.partition("=")[0]) for pair in args.set]
-    if twice := [flag for flag in flags if flags.count(flag) > 1]:
-        raise UserError(f"--set {twice[0]} is given twice; its values go into one: --set {twice[0]}=1,3")
-    if args.status and args.retry:
-        raise UserError("--status changes nothing, so leave --retry out.")
     return args
 
 
+def read_jobs(args: argparse.Namespace) -> list[Job]:
+    """The jobs of the file, with what the command line says of all of them."""
+    given = {key: value for key in KEYS if (value := getattr(args, key))}
+    settings: dict[str, list[str]] = {}
+    for flag, equals, value in (pair.partition("=") for pair in args.set):
+        if not equals or _flag(flag) in settings:
+            raise UserError(f"--set {flag} has no =, or is given twice; several values go into one: --set alpha=1,3")
+        # The comma of --set grid=alpha=1,3 is --grid's.
+        settings[_flag(flag)] = [value] if "=" in value else value.split(",")
+    blocks = read_blocks(args.file) if args.file else [{}]
+    for block in blocks:
+        named = {_flag(name): value for name, value in block.get("settings", {}).items()}
+        block |= given | {"settings": named | settings}
+    return make_jobs(blocks, args.runs_dir)
+
+
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 if all jobs are done, 1 if not, 128 + the signal after Ctrl-C or SIGTERM."""
+    """Returns the exit code: 0 if all jobs are done, 1 if not, 128 + the signal that ended the sweep."""
     args = parse(argv)
-    given = {key: value for key in ("scripts", "envs", "tasks", "seeds") if (value := getattr(args, key))}
-    pairs = [pair.split("=", 1) for pair in args.set]
-    # The comma of --set grid=alpha=1,3 is --grid's.
-    settings = {_flag(flag): [value] if "=" in value else value.split(",") for flag, value in pairs}
-    blocks = [block | given for block in (read_blocks(args.file) if args.file else [{}])]
-    blocks = [block | {"settings": block.get("settings", {}) | settings} for block in blocks]
-    jobs = make_jobs(blocks, args.runs_dir)
+    jobs, sweep = read_jobs(args), Sweep(args.workers or 1, args.gpus)
     if args.dry_run:
-        print("\n".join(shlex.join(job.command) for job in jobs))
+        say("\n".join(shlex.join(job.command) for job in jobs))
         return 0
-    if args.retry:
-        for job in jobs:
-            if look(job.folder).state == "failed":
-                record = read_job(job.folder)
-                record["attempts"][-1]["exit"] = None
-                write_json(job.folder / "job.json", record)
-    watch = Watch(seconds=10 if args.slurm else 1)  # squeue asks a machine that all users share
-    if args.status:
-        queued = slurm_queue() if args.slurm else {}
-        statuses = {job: status(job, queued) for job in jobs}
-    else:
-        with watch:
-            run_on_slurm(jobs, args, watch) if args.slurm else run_here(jobs, args.workers or 1, args.gpus, watch)
-            statuses = {job: look(job.folder) for job in jobs}
-    show(watch.console, statuses)
-    return 128 + watch.signal if watch.signal else int(any(s.state != "done" for s in statuses.values()))
+    if not args.status:
+        jobs[0].run.parent.mkdir(parents=True, exist_ok=True)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN and not args.slurm:  # nohup ignores SIGHUP
+                signal.signal(number, sweep.stop)
+    states = {job: state_of(job) for job in jobs} if args.status or args.slurm else sweep.run(jobs)
+    left = [job for job, (state, _) in states.items() if state not in ("done", "running")]
+    if args.slurm and left and not args.status:
+        submit(left, args)
+        return 0
+    counts = Counter(state for state, _ in states.values())
+    say(f"{len(jobs)} jobs: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+    for job, (state, note) in states.items():
+        say(f"{state:8} {job.title}  {note}".rstrip())
+    return 128 + sweep.signal if sweep.signal else int(counts["done"] < len(jobs))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 (arXiv 1812.05905) by OGBench's recipe (arXiv 2410.20092, appendix): `online-ant-v0` without its position, plus a unit
 direction; the reward is the way gone in that direction, in metres.
 
-    python -m common.collect.train_ant --out ant_expert.npz                     # OGBench's recipe, 400,000 updates
-    python -m common.collect.train_ant --out ant_expert.npz --updates 200000 --num-envs 4 --learning-rate 3e-4 \\
+    python tools/train_ant.py --out ant_expert.npz                     # OGBench's recipe, 400,000 updates
+    python tools/train_ant.py --out ant_expert.npz --updates 200000 --num-envs 4 --learning-rate 3e-4 \\
         --resample-interval 50
 
-The second command made `ant_expert.npz`, which stands beside this file, in 34 minutes on one core. A file is saved
+The second command made common/data/ant_expert.npz in 34 minutes on one core. A file is saved
 every `--eval-every` updates, always whole: Dense_0 to Dense_2 of tanh(Dense_2(gelu(Dense_1(gelu(Dense_0(observation,
 direction)))))), 29 -> 256 -> 256 -> 8, and Dense_3, the log standard deviation. Different from the recipe: the critics
 have LayerNorm (they are those of the scripts), and an episode never terminates, because it does not in the mazes: the
@@ -26,9 +26,9 @@ import tyro
 from tqdm import tqdm
 
 from common import UserError
-from common.cli import one_line_errors
+from common.args import one_line_errors
 from common.critics import MLP, Critic
-from common.files import replacing
+from common.system import replacing
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def save(path: Path, actor_params: dict, action_dim: int) -> None:
     layers[f"Dense_{number}"] = {k: x[..., :action_dim] for k, x in head.items()}
     layers[f"Dense_{number + 1}"] = {k: x[..., action_dim:] for k, x in head.items()}
     arrays: dict[str, Any] = {f"{name}/{k}": x for name, layer in layers.items() for k, x in layer.items()}
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "xb") as file:
         np.savez(file, **arrays)
 
 

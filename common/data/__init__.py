@@ -1,0 +1,76 @@
+"""From an environment's name, or a file, to a `Dataset`. What its arrays mean stands in dataset.py."""
+
+import functools
+import zipfile
+from pathlib import Path
+
+from common import UserError
+from common.data.bandits import BANDITS, load_bandit
+from common.data.dataset import Dataset, build
+from common.system import expanded
+
+
+def load_dataset(
+    env: str,
+    task: int | None = None,
+    data: str = "auto",
+    data_dir: str | None = None,
+    dataset: str | None = None,
+    collect_episodes: int | None = None,
+    rewards: str = "usual",
+) -> Dataset:
+    """Loads transitions and evaluation environment for `env`.
+
+    env: short OGBench name (antmaze-large-navigate), full OGBench id, a D4RL name (hopper-medium, antmaze-umaze-v0),
+        `bandit`, `bandit-corners`, or, with `dataset`, any gymnasium id.
+    task: OGBench task 1 to 5; None is the benchmark's default.
+    data: `cache` reads files that are there, `download` asks the benchmark's host, `collect` takes what was collected
+        on this machine or collects it, `auto` tries them in this order. `none` loads the environment without data.
+    data_dir: folder of the files; None is OGBench's, D4RL's or Minari's own. Collected files are in its subfolder
+        `collected`.
+    dataset: your own npz file; one without rewards, in OGBench's format, is labelled with the task's. For a D4RL name,
+        an HDF5 file in D4RL's layout. minari:NAME is any Minari dataset.
+    collect_episodes: training episodes to collect; None is OGBench's number.
+    rewards: how D4RL's are treated (d4rl.treat_rewards).
+
+    Raises UserError for anything that the user can fix: a name, a missing or damaged file, no network.
+    """
+    if env in BANDITS:
+        if dataset or task is not None or rewards != "usual":
+            raise UserError(f"--env {env} has data of its own and no tasks; leave --dataset, --task and --rewards out.")
+        return load_bandit(env, data)
+    from common.data import ogbench, own  # not above, because a bandit does not need them
+
+    minari = dataset.removeprefix("minari:") if dataset and dataset.startswith("minari:") else None
+    path = expanded(dataset) if dataset and not minari and data != "none" else None
+    if path and not path.exists():
+        raise UserError(f"--dataset {path} does not exist.")
+    named = None if minari else ogbench.resolve_name(env, task)
+    in_d4rl = None
+    if not minari and not named:
+        from common.data import d4rl
+
+        in_d4rl = d4rl.resolve(env)
+    if task is not None and not named:
+        raise UserError(f"--task belongs to OGBench's environments; {env} has no tasks.")
+    if rewards != "usual" and not in_d4rl:
+        raise UserError(f"--rewards {rewards} belongs to D4RL's datasets.")
+
+    if minari:
+        # The command line repeats the dataset as --env where none is given: the dataset knows its environment.
+        return own.load_minari(minari, None if env == dataset else env, data, data_dir)
+    if named and path and not _needs_rewards(path):
+        return own.load_file(*named, functools.partial(ogbench.make_ogbench_env, *named), path)
+    if named:
+        return ogbench.load(*named, data, expanded(data_dir or ogbench.CACHE_DIR), collect_episodes, path)
+    if in_d4rl:
+        return d4rl.load(*in_d4rl, data, data_dir, path, rewards)
+    if dataset is None and data != "none":
+        raise ogbench.unknown_name(env, [*d4rl.TASKS, *BANDITS])
+    make_env = functools.partial(own.make_user_env, env)
+    return own.load_file(env, None, make_env, path) if path else build(env, make_env)
+
+
+def _needs_rewards(path: Path) -> bool:
+    """Whether a file is in OGBench's format, whose rewards are computed from the positions in it."""
+    return zipfile.is_zipfile(path) and "rewards.npy" not in zipfile.ZipFile(path).namelist()

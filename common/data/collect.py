@@ -1,0 +1,165 @@
+"""Collects OGBench datasets on this machine, with OGBench's environments, scripted policies and procedures
+(arXiv 2410.20092, appendix), for where its download host cannot be reached.
+
+    python -m common.data.collect antmaze-large-navigate
+    python -m common.data.collect cube-double-play --episodes 100 --p-random-action 0.2 --out data
+
+Writes the data in OGBench's format, `-val.npz` with a tenth of the episodes more, and `.json` with how they were made.
+They are not the official files: other random numbers, and in antmazes another ant policy (tools/train_ant.py).
+
+Each episode is a file in a hidden folder until all are there, so that the same command goes on with an interrupted
+collection. The data do not depend on interruptions or on the number of workers.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+
+from common import UserError
+from common.data import procedures
+from common.data.dataset import PHYSICS
+from common.data.download import read_json
+from common.data.ogbench import CACHE_DIR, OGBENCH_NAMES, unknown_name
+from common.system import alone, expanded, progress_bar, replacing, sha256, usable_cores, write_json
+from common.workers import Workers
+
+
+def collect(
+    name: str,
+    /,
+    out: Path = CACHE_DIR / "collected",
+    episodes: int | None = None,
+    seed: int = 0,
+    p_random_action: float = 0.0,
+    workers: int | None = None,
+) -> Path:
+    """Collects an OGBench dataset on this machine, unless it is there. Returns the path of the training file.
+
+    Raises UserError for a dataset that cannot be collected, senseless numbers, or a folder that cannot be written.
+
+    Args:
+        name: OGBench dataset, for example antmaze-large-navigate.
+        out: Folder. The training scripts look in the default.
+        episodes: Training episodes. None is OGBench's number.
+        seed: Another seed is another dataset.
+        p_random_action: Share of the actions that are replaced by uniformly random ones.
+        workers: Processes. None is one per core.
+    """
+    if name not in OGBENCH_NAMES:
+        raise unknown_name(name)
+    plan = procedures.procedure(name)
+    episodes = plan.episodes if episodes is None else episodes
+    if episodes < 1 or (workers is not None and workers < 1) or seed < 0 or not 0 <= p_random_action <= 1:
+        raise UserError("episodes and workers must be positive, the seed 0 or more, p_random_action from 0 to 1.")
+    noise = f"-random{p_random_action}" if p_random_action else ""
+    path = expanded(out) / f"{name}-{episodes}-episodes-seed{seed}{noise}.npz"
+    if path.exists():  # it gets its name last of all; its folder may be read-only by now
+        return path
+    record = {
+        "name": name,
+        "source": "collected on this machine, not OGBench's official file",
+        "procedure": plan.description,
+        "episodes": episodes,
+        "official_episodes": plan.episodes,
+        "validation_episodes": max(1, episodes // 10),
+        "rows_per_episode": plan.steps,
+        "seed": seed,
+        "p_random_action": p_random_action,
+        "goals_reached_per_episode": None,
+        "ant_expert_sha256": sha256(procedures.ANT_EXPERT) if name.startswith("antmaze") else None,
+        "physics": PHYSICS,
+        "versions": {p: importlib.metadata.version(p) for p in ("ogbench", "mujoco", "gymnasium", "numpy")}
+        | {"python": platform.python_version()},
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(path.with_name(f".{path.stem}.lock"), f"collecting {path.name}"):
+            if not path.exists():
+                _collect(path, record, workers or usable_cores())
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; name another folder.") from None
+    return path
+
+
+def _collect(path: Path, record: dict, workers: int) -> None:
+    """Plays the episodes that are missing, joins all, and writes the three files, the training file last."""
+    folder = path.with_name(f".{path.stem}.episodes")
+    made_by = record | {"procedures_sha256": sha256(Path(procedures.__file__))}
+    if read_json(folder / "made_by.json") != made_by:  # episodes of different versions are not mixed
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_json(folder / "made_by.json", made_by)
+    name, episodes, validation = (record[key] for key in ("name", "episodes", "validation_episodes"))
+    files = [folder / f"{index}.npz" for index in range(episodes + validation)]
+    rows = record["rows_per_episode"]
+    print(f"collect {name}: {episodes:,} + {validation:,} episodes of {rows:,} rows", flush=True)
+    _play_missing(files, record, workers)
+
+    record |= {"goals_reached_per_episode": round(float(np.mean([_read(file, "reached") for file in files])), 3)}
+    record |= {"sha256": {}}
+    targets = {path.with_name(f"{path.stem}-val.npz"): files[episodes:], path: files[:episodes]}
+    with np.load(files[0]) as first:
+        keys = [key for key in first if key != "reached"]
+    for target, its_files in targets.items():
+        _write(folder / target.name, {key: np.concatenate([_read(file, key) for file in its_files]) for key in keys})
+        record["sha256"][target.name] = sha256(folder / target.name)
+    with replacing(path.with_suffix(".json")) as temporary, open(temporary, "x") as text:
+        text.write(json.dumps(record, indent=2) + "\n")
+    for target in targets:
+        os.replace(folder / target.name, target)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _play_missing(files: list[Path], record: dict, workers: int) -> None:
+    """Has worker processes write the episodes whose files are missing."""
+    missing = [index for index, file in enumerate(files) if not file.exists()]
+    done, waiting, what = len(files) - len(missing), iter(missing), f"collect {record['name']}"
+    pool = Workers(_work, [(files, record)] * min(workers, len(missing)))
+    with pool, progress_bar(what, len(files), "episode", initial=done) as bar:
+        for pipe in pool.pipes:
+            pool.send(pipe, next(waiting))
+        while done < len(files):
+            for pipe in wait(pool.pipes):  # type: ignore[assignment]
+                pool.receive(pipe)
+                done += 1
+                bar.update()
+                if (index := next(waiting, None)) is not None:
+                    pool.send(pipe, index)
+
+
+def _work(pipe: Connection, files: list[Path], record: dict) -> None:
+    """Writes each episode whose number arrives, and answers, until the pipe ends."""
+    player = procedures.make_player(record["name"])
+    while True:
+        index = pipe.recv()
+        arrays, reached = procedures.play(player, record["seed"], index, record["p_random_action"])
+        _write(files[index], arrays | {"reached": np.array(reached)})
+        pipe.send(index)
+
+
+def _read(file: Path, key: str) -> np.ndarray:
+    with np.load(file) as arrays:
+        return arrays[key]
+
+
+def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes an npz file, which is on the disk before it gets its name."""
+    with replacing(file) as temporary, open(temporary, "xb") as stream:  # x: a link planted there is not followed
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from common.args import one_line_errors
+
+    with one_line_errors("common.data.collect"):
+        print(tyro.cli(collect, prog="python -m common.data.collect"))

@@ -1,0 +1,187 @@
+"""OGBench (arXiv 2410.20092): names, tasks, environments, and where a file is from."""
+
+import contextlib
+import difflib
+import functools
+import os
+import re
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from common import UserError
+from common.data.dataset import MARGINS_ADD_UP, Dataset, build, first_line, read_npz
+from common.data.download import Unreachable, fetch, read_json, record_path
+from common.system import expanded, sha256
+
+OFFICIAL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
+
+# Domain -> sizes, kinds of data. Singletask versions exist for all of these in ogbench >= 1.2.
+DOMAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "pointmaze": (("medium", "large", "giant", "teleport"), ("navigate", "stitch")),
+    "antmaze": (("medium", "large", "giant", "teleport"), ("navigate", "stitch", "explore")),
+    "humanoidmaze": (("medium", "large", "giant"), ("navigate", "stitch")),
+    "antsoccer": (("arena", "medium"), ("navigate", "stitch")),
+    "cube": (("single", "double", "triple", "quadruple"), ("play", "noisy")),
+    "scene": (("",), ("play", "noisy")),
+    "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
+}
+OGBENCH_NAMES = [
+    "-".join(filter(None, (domain, size, kind)))
+    for domain, (sizes, kinds) in DOMAINS.items()
+    for kind in kinds
+    for size in sizes
+    if (domain, size, kind) != ("antmaze", "giant", "explore")
+]
+DEFAULT_TASK = {"antsoccer": 4, "cube": 2, "scene": 2, "puzzle": 4}  # the benchmark's; 1 elsewhere
+
+
+def resolve_name(env: str, task: int | None = None) -> tuple[str, int] | None:
+    """Returns short name and task for a short name or a full id (antmaze-large-navigate-singletask-task3-v0), None for
+    a name that OGBench does not have.
+
+    Raises UserError for a task that there is not, or two tasks.
+    """
+    match = re.fullmatch(r"(?P<name>.*?)(-singletask(-task(?P<task>\d+))?)?(-v0)?", env, re.DOTALL)
+    if not match or match["name"] not in OGBENCH_NAMES:
+        return None
+    if match["task"] and task not in (None, int(match["task"])):
+        raise UserError(f"--env {env} names task {match['task']} and --task says {task}; give one of them.")
+    if task is None:
+        task = int(match["task"] or DEFAULT_TASK.get(env.split("-")[0], 1))
+    if not 1 <= task <= 5:
+        raise UserError(f"task {task} does not exist: every OGBench environment has tasks 1 to 5.")
+    return match["name"], task
+
+
+def unknown_name(env: str, others: Sequence[str] = ()) -> UserError:
+    """Returns the message for a name that no benchmark has, with those that look like it. others: known names too."""
+    close = difflib.get_close_matches(env.lower(), [*OGBENCH_NAMES, *others], n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(close)}?" if close else f"for example {OGBENCH_NAMES[0]}."
+    return UserError(f"unknown environment '{env}': {hint} For your own data add --dataset FILE.npz.")
+
+
+# --------------------------------------------------------------------------------------------------------- environments
+
+# Of a screen that is not there, of an environment's age, and of its precision at each use of an action space.
+warnings.filterwarnings("ignore", module="glfw|gymnasium|minari")
+
+
+def make_ogbench_env(name: str, task: int, **kwargs: Any) -> gymnasium.Env:
+    """Makes the evaluation environment of a singletask OGBench dataset.
+
+    Success is computed on the state after the action (`success_timing='post'`), as in OGBench 1.1.0, with which the
+    papers' numbers were made. Newer versions compute it on the state before the action.
+    """
+    env_name = "-".join([*name.split("-")[:-1], "singletask", f"task{task}", "v0"])
+    return make_raw_ogbench_env(env_name, success_timing="post", **kwargs)
+
+
+def make_raw_ogbench_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    """Makes any of OGBench's environments."""
+    with simulator():
+        import ogbench  # noqa: F401  (registers the environments)
+
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    # The arms' models have no margins, and are compiled at the first reset.
+    if "maze" in env_id or "antsoccer" in env_id:
+        restore_contact_margins(env)
+    return env
+
+
+def restore_contact_margins(env: Any) -> None:
+    """Restores contacts as before MuJoCo 3.5 (dataset.py). Half of each margin is the same where both are equal."""
+    if MARGINS_ADD_UP:
+        env.unwrapped.model.geom_margin[:] /= 2
+
+
+@contextlib.contextmanager
+def simulator():
+    """Imports MuJoCo, or raises UserError. Removes the temporary files of what is made: OGBench writes each maze to an
+    XML file, which MuJoCo reads once, and leaves the file."""
+    try:
+        import mujoco
+    except Exception as error:  # of the renderer that MUJOCO_GL names, each of which has its own
+        raise UserError(f"MuJoCo cannot be imported: {first_line(error)}.") from None
+    before = tempfile.tempdir
+    mujoco.set_mju_user_warning(lambda message: None)  # of an old word in a model, which writes a log file to ./
+    with tempfile.TemporaryDirectory() as tempfile.tempdir:
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            mujoco.set_mju_user_warning(None)
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def load(name: str, task: int, data: str, folder: Path, episodes: int | None, path: Path | None) -> Dataset:
+    """Loads a dataset by its name, or from the file at `path`, and labels it with the rewards of one task.
+
+    data, episodes: as in `load_dataset`. folder: of OGBench's files.
+    """
+    make_env = functools.partial(make_ogbench_env, name, task)
+    if data == "none":
+        return build(name, make_env, task=task)
+    from ogbench.relabel_utils import relabel_dataset
+
+    path = path or _find_file(name, folder, data, episodes)
+    button_states = ("button_states",) if name.split("-")[0] in ("scene", "puzzle") else ()
+    arrays = read_npz(path, ("observations", "actions", "terminals", "qpos", *button_states))
+    env = make_env()
+    # Adds 'rewards' and 'masks' from the positions that are stored beside the observations.
+    relabel_dataset(env.spec.id, env, arrays)  # type: ignore[union-attr]
+    env.close()
+    digest = sha256(path)
+    source, record = _origin(path, digest)
+    return build(name, make_env, arrays, path, task=task, source=source, sha256=digest, collection=record)
+
+
+def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path:
+    """Returns the path of the npz file, downloaded from OGBench's host or OGBENCH_DATASET_URL, or collected."""
+    path = folder / f"{name}-v0.npz"
+    url = (os.environ.get("OGBENCH_DATASET_URL") or OFFICIAL).removeprefix("file://").rstrip("/")
+    if data != "collect":
+        is_folder = "://" not in url
+        if is_folder and not path.exists():  # its files are read where they are
+            path = expanded(url) / path.name
+        try:
+            # A zip file's table of contents is at its end.
+            fetch(f"{url}/{path.name}", path, zipfile.ZipFile, "cache" if is_folder else data)
+            return path
+        except (Unreachable, OSError) as error:
+            reason = f"{path} does not exist and cannot be downloaded ({error})"
+        if data != "auto":
+            raise UserError(
+                f"{reason}. Name the folder of a copy with --data-dir, or make such data by --data collect."
+            )
+        print(f"WARNING {reason}: falling back to data collected on this machine.", file=sys.stderr)
+    from common.data.collect import collect  # most runs need no collection
+
+    return collect(name, folder / "collected", episodes)
+
+
+def _origin(path: Path, digest: str) -> tuple[str, dict | None]:
+    """Returns the label of a file, and for a collected one the record of its collection."""
+    collected, downloaded = read_json(path.with_suffix(".json")), read_json(record_path(path))
+    if "procedure" in collected:
+        if collected["sha256"].get(path.name) != digest:
+            raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
+        print(
+            f"WARNING These are NOT OGBench's official data. They were collected with its procedure: "
+            f"{collected['episodes']:,} episodes (official: {collected['official_episodes']:,}).",
+            file=sys.stderr,
+        )
+        return "collected", collected
+    if (downloaded.get("sha256"), downloaded.get("url")) == (digest, f"{OFFICIAL}/{path.name}"):
+        return "official", None
+    print(f"NOTE    Nothing says that {path} is OGBench's official file: it was not downloaded here (docs/data.md).")
+    return "unverified", None

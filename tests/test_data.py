@@ -1,0 +1,607 @@
+"""From a name or a file to a Dataset: names, files and their checks, downloads, environments, own data, bandits."""
+
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import pytest
+from helpers import NAME, ROOT
+
+from common import UserError
+from common.data import bandits, load_dataset, ogbench
+from common.data.bandits import Bandit
+from common.data.dataset import MARGINS_ADD_UP, PHYSICS, build
+from common.data.download import Unreachable, fetch
+from common.data.ogbench import OGBENCH_NAMES, make_ogbench_env, resolve_name
+from common.data.own import make_user_env
+from common.system import sha256
+
+
+def refused(*args, **options) -> str:
+    """The message with which `load_dataset` refuses these arguments."""
+    with pytest.raises(UserError) as error:
+        load_dataset(*args, **options)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("env", "task", "expected"),
+    [
+        (f"{NAME}-v0", 3, (NAME, 3)),
+        ("scene-play", None, ("scene-play", 2)),
+        ("puzzle-4x4-play-singletask-v0", None, ("puzzle-4x4-play", 4)),
+        ("antmaze-large-navigate-singletask-task5-v0", None, ("antmaze-large-navigate", 5)),
+        ("antmaze-large-play-v2", None, None),
+    ],
+)
+def test_short_names_and_full_ids(env, task, expected):
+    assert resolve_name(env, task) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "hint"),
+    [
+        ("antmaze-larg-navigate", {}, "did you mean antmaze-large-navigate"),
+        ("antmaze", {}, r"did you mean antmaze-\w+"),
+        ("bandits", {}, r"did you mean bandit\b"),
+        ("HOPPER-MEDIUM", {}, "did you mean hopper-medium"),
+        ("Pendulum-v1", {}, r"unknown environment .* For your own data add --dataset FILE\.npz"),
+        ("", {}, "unknown environment"),
+        (NAME, {"task": 6}, "tasks 1 to 5"),
+        (f"{NAME}-singletask-task2-v0", {"task": 3}, "give one of them"),
+        ("hopper-medium", {"task": 2}, "--task belongs to OGBench"),
+        ("bandit", {"rewards": "standardized"}, "leave .*--rewards out"),
+        (NAME, {"rewards": "standardized"}, "belongs to D4RL"),
+        ("bandit", {"dataset": __file__}, "has data of its own"),
+        (NAME, {"dataset": "none.npz"}, "none.npz does not exist"),
+        (NAME, {"data_dir": __file__, "data": "cache"}, f"{NAME}-v0.npz does not exist"),
+    ],
+)
+def test_mistakes_in_a_name_or_a_combination(env, options, hint):
+    assert re.search(hint, refused(env, **options)), refused(env, **options)
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def test_a_dataset_describes_itself():
+    """Its actions keep a distance of 1e-5 from the bounds, as FQL's authors do on loading; inside, nothing changes."""
+    arrays = {"observations": [[0.0]] * 4, "actions": [[1, -1], [0.5, -0.99998], [0.999995, 0], [0, 0]]}
+    arrays |= {"rewards": [0, 1, -2, 9], "masks": [1, 0, 1, 1], "terminals": [0, 1, 0, 1]}
+    arrays = {key: np.array(x, np.float32) for key, x in arrays.items()}
+    dataset = build("bandit", lambda: Bandit("bandit"), arrays | {"rows": np.arange(3)}, source="user")
+    bound = np.float32(1 - 1e-5)
+    np.testing.assert_array_equal(dataset.actions[:3], [[bound, -bound], [0.5, np.float32(-0.99998)], [bound, 0]])
+    assert dataset.actions.dtype == np.float32
+    assert set(dataset.arrays) == {"observations", "actions", "rewards", "masks", "terminals", "rows"}
+    assert dataset.describe() == {
+        "name": "bandit", "task": None, "source": "user", "path": None, "transitions": 3, "trajectories": 2,
+        "observation_dim": 1, "action_dim": 2, "sha256": None, "collection": None, "environment": "bandit",
+    }  # fmt: skip
+    assert "3 transitions" in dataset.summary()
+    assert "rewards -2 to 1, 33.333% of masks at 0" in dataset.summary()  # of transitions, not of final states
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def test_an_ogbench_file_agrees_with_ogbenchs_own_loader(data_dir):
+    from ogbench import make_env_and_datasets
+
+    path = data_dir / f"{NAME}-v0.npz"
+    (data_dir / f"{NAME}-v0-val.npz").write_bytes(path.read_bytes())
+    _, theirs, _ = make_env_and_datasets(f"{NAME}-singletask-task2-v0", dataset_path=str(path))
+    ours = load_dataset(NAME, task=2, data_dir=str(data_dir))
+    rows = ours.rows
+    np.testing.assert_array_equal(ours.observations[rows], theirs["observations"])
+    np.testing.assert_array_equal(ours.observations[rows + 1], theirs["next_observations"])
+    np.testing.assert_array_equal(ours.rewards[rows], theirs["rewards"])
+    np.testing.assert_array_equal(ours.masks[rows], theirs["masks"])
+    np.testing.assert_allclose(ours.actions[rows], theirs["actions"], atol=1.1e-5)
+    assert np.abs(ours.actions).max() <= 1 - 1e-5
+    assert ours.num_trajectories == ours.terminals.sum() == 6
+    assert not ours.terminals[rows].any()
+    assert ours.source == "unverified"  # nothing says that it was downloaded
+
+
+@pytest.mark.parametrize(("env", "options"), [(NAME, {"task": 3}), (f"{NAME}-singletask-task3-v0", {})])
+def test_evaluation_is_of_the_task_that_was_asked_for(env, options, data_dir):
+    """The environment travels to other processes."""
+    dataset = load_dataset(env, data_dir=str(data_dir), **options)
+    env = pickle.loads(cloudpickle.dumps(dataset.make_env))(render_mode="rgb_array")
+    env.reset(seed=0)
+    assert (dataset.task, env.unwrapped.cur_task_id, env.render_mode) == (3, 3, "rgb_array")
+    env.close()
+
+
+@pytest.fixture
+def data_file(data_dir, tmp_path):
+    """A private copy of the data that a test may damage."""
+    path = tmp_path / "data" / f"{NAME}-v0.npz"
+    path.parent.mkdir()
+    path.write_bytes((data_dir / path.name).read_bytes())
+    return path
+
+
+WRONG = {
+    "no 'actions'; it holds observations, terminals, qpos": {"actions": None},
+    "'observations' is NaN, infinite or beyond float32, first in row 0": {"observations": np.full((606, 2), 1e39)},
+    "actions reach 1.5; they must lie in [-1, 1], which stand for": {"actions": np.full((606, 2), 1.5)},
+    "'actions' has shape (606, 3), the environment needs (R, 2)": {"actions": np.zeros((606, 3))},
+    "'terminals' has type float64 and shape (600,), needed: one number in": {"terminals": np.zeros(600)},
+    "'terminals' has type float64 and shape ()": {"terminals": np.array(1.0)},
+    "'terminals' must be 0 or 1": {"terminals": np.full(606, 0.5)},
+    "holds no transition": {"terminals": np.ones(606)},
+    "the last row is not terminal": {"terminals": np.zeros(606)},
+    "cannot be read: Object arrays": {"actions": np.array([{"code": "never run"}] * 606, dtype=object)},
+    "'actions' has type <U1": {"actions": np.full((606, 2), "x")},
+    "shape (0, 2)": {"observations": np.zeros((0, 2))},
+    "no 'qpos'": {"qpos": None},
+    "no 'masks'": {"rewards": np.zeros(606)},  # your own data
+    "'masks' must be 0 or 1": {"rewards": np.zeros(606), "masks": np.full(606, 0.5)},
+    "'next_observations' has shape (606, 3), the environment": {
+        "rewards": np.zeros(606), "masks": np.ones(606), "next_observations": np.zeros((606, 3)),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_file_with_wrong_arrays_is_refused(message, data_file):
+    arrays = dict(np.load(data_file)) | WRONG[message]
+    np.savez(data_file, **{key: x for key, x in arrays.items() if x is not None})
+    assert message in refused(NAME, dataset=str(data_file))
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_the_librarys_reason(data_file):
+    good, single = data_file.read_bytes(), io.BytesIO()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 0xFF
+    np.save(single, np.zeros((6, 1)))
+    for content in (good[: len(good) // 2], b"", b"no zip", pickle.dumps({}), flipped, single.getvalue()):
+        data_file.write_bytes(content)
+        message = refused(NAME, data_dir=str(data_file.parent))
+        assert message.startswith(f"{data_file} cannot be read: ") and "delete it and get it again" in message
+        assert "cannot be read" in refused("Pendulum-v1", dataset=str(data_file))
+
+
+def test_without_data_there_is_the_environment(tmp_path, monkeypatch):
+    """No file is read, nothing asked for or collected."""
+    monkeypatch.setattr("common.data.ogbench._find_file", lambda *_: pytest.fail("looked for data"))
+    monkeypatch.setattr("common.data.d4rl._find_file", lambda *_: pytest.fail("looked for data"))
+    for env, dims in {NAME: (2, 2), "bandit": (1, 2), "hopper-medium": (11, 3), "Pendulum-v1": (3, 1)}.items():
+        dataset = load_dataset(env, data="none", data_dir=str(tmp_path / "gone"))
+        assert (dataset.observations.shape, dataset.actions.shape) == ((0, dims[0]), (0, dims[1]))
+        assert (dataset.source, len(dataset.rows), dataset.rewards.shape) == ("none", 0, (0,))
+        dataset.make_env().close()
+    assert load_dataset("hopper-medium", data="none").reference == (-20.272305, 3234.3)
+    assert load_dataset(NAME, data="none", dataset="gone.npz").task == 1
+
+
+def test_loading_leaves_no_temporary_files(data_dir, tmp_path, monkeypatch):
+    """OGBench leaves an XML file in the temporary folder for each maze; 400 jobs would leave 40,000."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    load_dataset(NAME, data_dir=str(data_dir)).make_env().close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("", {"ogbench", "mujoco"}),
+        ("load_dataset('bandit'); load_dataset('cube-single-play', data='none').make_env().reset(seed=0)", set()),
+    ],
+)
+def test_a_run_imports_nothing_that_it_does_not_need_and_is_quiet(code, names):
+    names |= {"jax", "h5py", "minari", "gymnasium_robotics", "common.data.d4rl", "common.data.collect"}
+    script = f"import sys; from common.data import load_dataset; {code}\nprint({names} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+
+class Host(http.server.ThreadingHTTPServer):
+    """A host on this machine: every file has the same content."""
+
+    def __init__(self, content: bytes):
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.content, self.asked, self.cut, self.status = content, [], {}, 200
+        self.open = threading.Event()  # nothing is sent before
+        self.open.set()
+        self.address = f"http://127.0.0.1:{self.server_port}/files"
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append(self.path)
+            self.server.open.wait()
+            self.send_response(self.server.status)
+            self.send_header("Content-Length", str(len(self.server.content)))
+            self.end_headers()
+            size = next((size for part, size in self.server.cut.items() if part in self.path), None)
+            self.wfile.write(self.server.content[:size])
+
+        def log_message(self, *_):
+            pass
+
+
+@pytest.fixture
+def host(data_dir, monkeypatch):
+    """In place of OGBench's."""
+    with Host((data_dir / f"{NAME}-v0.npz").read_bytes()) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(ogbench, "OFFICIAL", server.address)
+        yield server
+        server.open.set()
+        server.shutdown()
+
+
+def visible(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if not file.name.endswith(".lock")}
+
+
+def test_official_is_what_this_program_has_downloaded(host, tmp_path):
+    """And nothing else: not a copy without its record, not a changed file. A second call does not ask again."""
+    load = lambda: load_dataset(NAME, data_dir=str(tmp_path / "new"))  # noqa: E731
+    assert [load().source for _ in range(2)] == ["official"] * 2
+    assert host.asked == [f"/files/{NAME}-v0.npz"]
+    path, record = tmp_path / "new" / f"{NAME}-v0.npz", tmp_path / "new" / f"{NAME}-v0-download.json"
+    assert visible(path.parent) == {path.name, record.name}
+    assert json.loads(record.read_text()) == {"url": f"{host.address}/{path.name}", "sha256": sha256(path)}
+    np.savez(path, **dict(np.load(path)) | {"qvel": np.zeros(606)})
+    assert load().source == "unverified"
+    path.write_bytes(host.content)
+    assert load().source == "official"
+    for content in ("{", "[]", '{"sha256": 1}'):
+        record.write_text(content)
+        assert load().source == "unverified"
+
+
+def test_a_download_that_ends_early_leaves_nothing_and_is_repeated(host, tmp_path):
+    host.cut = {"v0.npz": len(host.content) // 2}
+    assert "did not arrive whole" in refused(NAME, data_dir=str(tmp_path))
+    assert not visible(tmp_path)
+    host.cut = {}
+    (tmp_path / f".new-1-{NAME}-v0.npz").touch()  # of a process that was killed while it wrote
+    assert load_dataset(NAME, data_dir=str(tmp_path)).source == "official"
+    assert visible(tmp_path) == {f"{NAME}-v0.npz", f"{NAME}-v0-download.json"}
+
+
+def test_a_host_that_answers_404_stalls_or_sends_something_else(host, tmp_path):
+    url, path = f"{host.address}/file.npz", tmp_path / "file.npz"
+    check = lambda file: zipfile.ZipFile(file).close()  # noqa: E731
+    host.status = 404
+    with pytest.raises(Unreachable, match="404"):
+        fetch(url, path, check)
+    host.status = 200
+    host.open.clear()
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="timed out"):
+        fetch(url, path, check, timeout=0.3)
+    assert time.monotonic() - began < 5
+    host.open.set()
+    host.content = b"<html>Please log in</html>"
+    with pytest.raises(UserError, match="File is not a zip file"):
+        fetch(url, path, check)
+    assert not visible(tmp_path)
+
+
+def test_one_process_downloads_and_the_others_wait(host, tmp_path, capsys):
+    host.open.clear()
+    with ThreadPoolExecutor() as pool:
+        paths = [pool.submit(ogbench._find_file, NAME, tmp_path, "auto", None) for _ in range(3)]  # processes elsewhere
+        said = ""
+        while said.count("another process is downloading") < 2:
+            time.sleep(0.02)
+            said += capsys.readouterr().out
+        host.open.set()
+    assert {path.result() for path in paths} == {tmp_path / f"{NAME}-v0.npz"}
+    assert len(host.asked) == 1
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data", "htp://host/x", "http://[/", "/no/such/folder"])
+def test_no_network_says_what_to_do(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("OGBENCH_DATASET_URL", url)  # nobody listens there
+    message = refused(NAME, data_dir=str(tmp_path / "cache"), data="download")
+    assert "cannot be downloaded" in message and "--data-dir" in message and "--data collect" in message
+    assert "cannot be collected" in refused("humanoidmaze-large-navigate", data_dir=str(tmp_path / "cache"))
+
+
+def test_another_address_gives_unverified_files_unless_a_record_says_more(host, tmp_path, monkeypatch):
+    """A folder, as a path or file:///, or another host."""
+    mirror, name = tmp_path / "mirror", f"{NAME}-v0"
+    mirror.mkdir()
+    (mirror / f"{name}.npz").write_bytes(host.content)
+
+    def load(address, folder):
+        monkeypatch.setenv("OGBENCH_DATASET_URL", str(address))
+        return load_dataset(NAME, data_dir=str(tmp_path / folder)).source
+
+    assert load(mirror, "1") == load(mirror.as_uri(), "2") == load(f"{host.address}/other/", "3") == "unverified"
+    record = {"url": f"{host.address}/{name}.npz", "sha256": hashlib.sha256(host.content).hexdigest()}
+    for folder in ("mirror", "4"):  # beside the files of the mirror, and of an earlier download
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}-download.json").write_text(json.dumps(record))
+    assert load(mirror, "5") == load(mirror.as_uri(), "6") == load(f"{host.address}/other", "4") == "official"
+    (mirror / f"{name}-download.json").write_text(json.dumps(record | {"sha256": "0"}))
+    assert load(mirror, "7") == "unverified"
+
+
+# --------------------------------------------------------------------------------------------------------- environments
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["ogbench import make_ogbench_env as f; f('cube-single-play', 1)", "d4rl import make_env; make_env('hopper')"],
+)
+def test_a_renderer_that_is_missing_is_a_clear_error(made):
+    """On a machine whose MUJOCO_GL names what this one has not, or MuJoCo does not know."""
+    env = os.environ | {"MUJOCO_GL": "none-such", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", f"from common.data.{made}"], env=env, capture_output=True, text=True)
+    assert re.search("UserError: MuJoCo cannot be imported: .*none-such", done.stderr)
+
+
+def test_every_name_has_an_environment_and_ogbenchs_default_task():
+    """One environment of each domain is asked itself (0 means: the default)."""
+    import ogbench  # noqa: F401
+
+    for name in OGBENCH_NAMES:
+        gymnasium.spec(f"{'-'.join(name.split('-')[:-1])}-singletask-task5-v0")
+    for name in ("pointmaze-medium-navigate", "humanoidmaze-medium-navigate", "antsoccer-arena-navigate", "scene-play"):
+        env = gymnasium.make(f"{'-'.join(name.split('-')[:-1])}-singletask-v0")
+        env.reset(seed=0)
+        assert resolve_name(name)[1] == env.unwrapped.cur_task_id, name
+        env.close()
+
+
+def test_success_and_contacts_are_those_of_the_papers():
+    """OGBench 1.1.0 computed success after the action, and MuJoCo did not add up the margins of two geoms, 0.01 in
+    OGBench's ant; half of it is the same where MuJoCo does."""
+    env = make_ogbench_env("antmaze-medium-navigate", 1).unwrapped
+    margins = env.model.geom_margin
+    assert env._success_timing == "post"
+    assert set(margins[margins > 0]) == {0.005 if ogbench.MARGINS_ADD_UP else 0.01}
+    assert (PHYSICS["geom_margin"] == "halved") == MARGINS_ADD_UP
+
+
+# ------------------------------------------------------------------------------------------------------------- own data
+
+
+class LineEnv(gymnasium.Env):
+    """Moves along a line; the action space is not [-1, 1] on purpose."""
+
+    observation_space = gymnasium.spaces.Box(-10, 10, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-3, 5, (1,), np.float32)
+
+    def __init__(self, action_space=None, render_mode=None):
+        self.action_space = action_space or self.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-1, 1), 0
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.x, self.t = self.x + float(action[0]), self.t + 1
+        return np.array([self.x], np.float32), -abs(self.x), False, self.t == 5, {}
+
+
+gymnasium.register("Line-v0", entry_point=LineEnv)
+gymnasium.register("Needy-v0", entry_point="not_installed_at_all.envs:Env")
+OTHER_ACTIONS = {
+    "Unbounded-v0": gymnasium.spaces.Box(-np.inf, np.inf, (1,)),
+    "Integers-v0": gymnasium.spaces.Box(0, 10, (1,), np.int64),
+    "Matrix-v0": gymnasium.spaces.Box(-1, 1, (2, 3)),
+    "Scalar-v0": gymnasium.spaces.Box(-1, 1, ()),
+    "Discrete-v0": gymnasium.spaces.Discrete(2),
+}
+for name, space in OTHER_ACTIONS.items():
+    gymnasium.register(name, entry_point=LineEnv, kwargs={"action_space": space})
+
+
+@pytest.fixture
+def own_arrays():
+    return {
+        "observations": np.arange(6, dtype=np.float64)[:, None],
+        "actions": np.zeros((6, 1)),
+        "rewards": np.arange(6.0)[:, None],
+        "masks": np.array([1, 1, 0, 1, 1, 1.0]),
+        "terminals": np.array([0, 0, 1, 0, 0, 1]),
+    }
+
+
+@pytest.fixture
+def own_file(own_arrays, tmp_path):
+    np.savez(tmp_path / "own.npz", **own_arrays)
+    return tmp_path / "own.npz"
+
+
+def test_your_own_file_without_next_observations(own_file):
+    """The last row of a trajectory counts if its mask is 0; with mask 1 its next state is not known."""
+    dataset = load_dataset("Line-v0", dataset=str(own_file))
+    assert dataset.rows.tolist() == [0, 1, 2, 3, 4]
+    assert (dataset.source, dataset.num_trajectories, dataset.name) == ("user", 2, "Line-v0")
+    assert dataset.terminals.tolist() == [0, 0, 1, 0, 0, 1]
+    env = dataset.make_env()
+    assert (env.action_space.low[0], env.action_space.high[0]) == (-1, 1)
+    before = env.reset(seed=0)[0]
+    assert env.step(np.ones(1, np.float32))[0] - before == pytest.approx(5)  # 1 is the old upper end
+
+
+def test_your_own_file_with_next_observations(own_file, own_arrays):
+    following = np.arange(6, dtype=np.float64)[:, None] + 100
+    np.savez(own_file, next_observations=following, **own_arrays)
+    dataset = load_dataset("Line-v0", dataset=str(own_file))
+    np.testing.assert_array_equal(dataset.arrays["next_observations"], following)
+    assert dataset.rows.tolist() == list(range(6))
+
+
+def test_your_own_rewards_in_an_ogbench_environment(data_dir, tmp_path):
+    with np.load(data_dir / f"{NAME}-v0.npz") as file:
+        rows = {key: file[key] for key in ("observations", "actions", "terminals")}
+    size = len(rows["terminals"])
+    np.savez(tmp_path / "own.npz", **rows, rewards=np.arange(size), masks=np.ones(size))
+    dataset = load_dataset(NAME, task=3, dataset=str(tmp_path / "own.npz"))
+    assert (dataset.name, dataset.task, dataset.source) == (NAME, 3, "user")
+    assert dataset.rewards[5] == 5
+    assert dataset.make_env().spec.id == "pointmaze-medium-singletask-task3-v0"
+
+
+WHY = {name: f"takes actions of {space}; they must be" for name, space in OTHER_ACTIONS.items()}
+WHY |= dict.fromkeys(("Needy-v0", "no_module:Env-v0"), "cannot be made: No module named")
+WHY |= {"NoEnv-v0": "NoEnv` doesn't exist"}
+
+
+@pytest.mark.parametrize("env", WHY)
+def test_environments_that_cannot_be_used_are_refused(env, own_file):
+    message = refused(env, dataset=str(own_file))
+    assert f"--env {env}" in message and WHY[env] in message
+    assert "takes actions" in message or "--env MODULE:NAME" in message
+
+
+def test_rescaled_actions_never_leave_the_bounds():
+    """-1 becomes 0.09999999 of Box(0.1, 1.0) by rounding."""
+    for tenths in range(-30, 30):
+        env = make_user_env("Line-v0", action_space=gymnasium.spaces.Box(tenths / 10, 3.1, (1,)))
+        env.reset(seed=0)
+        for action, dtype in itertools.product((-1, 1), (np.float32, np.float64)):
+            env.step(np.array([action], dtype))  # asserts
+
+
+def test_a_module_in_the_current_folder_may_register_an_environment(tmp_path, monkeypatch):
+    (tmp_path / "reaching.py").write_text(
+        "import gymnasium\ngymnasium.register('Reach-v0', 'gymnasium.envs.classic_control:PendulumEnv')"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert make_user_env("reaching:Reach-v0").observation_space.shape == (3,)
+
+
+# --------------------------------------------------------------------------------------------------------------- Minari
+
+
+def record_minari(folder: Path, minari_id: str, env_id: str, lengths: list[int], monkeypatch) -> list[tuple]:
+    """Writes a Minari dataset of random actions by Minari's own DataCollector. Returns (s, a, r, s', terminated)."""
+    minari = pytest.importorskip("minari", reason="needs the extra minari")
+    folder.mkdir(exist_ok=True)  # else the collector writes to a temporary folder, which is removed too soon
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
+    if env_id.startswith("AntMaze"):
+        gymnasium.register_envs(pytest.importorskip("gymnasium_robotics", reason="needs the extra minari"))
+    env = minari.DataCollector(gymnasium.make(env_id, disable_env_checker=True))
+    env.action_space.seed(0)
+    flat = lambda s: gymnasium.spaces.utils.flatten(env.observation_space, s)  # noqa: E731
+    transitions = []
+    for seed, length in enumerate(lengths):
+        state, _ = env.reset(seed=seed)
+        for _ in range(length):  # what is cut here counts as truncated
+            action = env.action_space.sample()
+            next_state, reward, terminated, truncated, _ = env.step(action)
+            transitions.append((flat(state), action, reward, flat(next_state), terminated))
+            state = next_state
+            if terminated or truncated:
+                break
+    env.create_dataset(minari_id, description="-", algorithm_name="random", author="a test", author_email="a@b.c")
+    env.close()
+    return transitions
+
+
+@pytest.mark.filterwarnings("ignore")  # of DataCollector
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "Hopper-v5", "AntMaze_UMaze-v4"])
+def test_any_minari_dataset_comes_back_transition_by_transition(env_id, tmp_path, monkeypatch):
+    expected = record_minari(tmp_path, "own/data/test-v0", env_id, [60, 5, 12], monkeypatch)
+    dataset = load_dataset(None, dataset="minari:own/data/test-v0", data="cache")
+    states, actions, rewards, following, terminated = (np.array(x, np.float32) for x in zip(*expected))
+    rows = dataset.rows
+    np.testing.assert_array_equal(dataset.observations[rows], states)
+    np.testing.assert_array_equal(dataset.observations[rows + 1], following)
+    np.testing.assert_array_equal(dataset.rewards[rows], rewards)
+    np.testing.assert_array_equal(dataset.masks[rows], 1 - terminated)
+    np.testing.assert_allclose(dataset.actions[rows], actions / (2 if env_id == "Pendulum-v1" else 1), atol=2e-5)
+    assert (env_id != "Hopper-v5") or terminated.any()  # it fell
+    assert dataset.terminals.sum() == dataset.num_trajectories == 3
+    assert (dataset.name, dataset.source, dataset.path) == (env_id, "user", str(tmp_path / "own/data/test-v0"))
+    assert len(dataset.sha256) == 64
+    env = pickle.loads(cloudpickle.dumps(dataset.make_env))()
+    assert (env.reset(seed=0)[0].shape, env.spec.id) == (states.shape[1:], env_id)
+    np.testing.assert_allclose(env.reset(seed=0)[0], states[0], atol=1e-6)
+    assert load_dataset(None, dataset="minari:own/data/test-v0", data="none").observation_dim == states.shape[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_minari_dataset_with_an_environment_of_yours(tmp_path, monkeypatch):
+    record_minari(tmp_path, "own/data/test-v0", "Pendulum-v1", [5], monkeypatch)
+    dataset = {"dataset": "minari:own/data/test-v0"}
+    assert load_dataset("Pendulum-v1", **dataset).make_env.func is make_user_env
+    assert load_dataset("", **dataset).name == "Pendulum-v1"
+    assert "the environment needs (R, 11)" in refused("Hopper-v5", **dataset)
+    (tmp_path / "own/data/test-v0/data/main_data.hdf5").write_bytes(b"damaged")
+    assert "--dataset minari:own/data/test-v0 cannot be loaded: " in refused(None, **dataset)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_minari_downloads_where_that_is_allowed(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari", reason="needs the extra minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "/elsewhere")
+    options = {"dataset": "minari:own/data/test-v0", "data_dir": str(tmp_path)}
+    hosting = sys.modules[minari.load_dataset.__module__].hosting
+
+    def download(name):
+        record_minari(Path(os.environ["MINARI_DATASETS_PATH"]), name, "Pendulum-v1", [5], monkeypatch)
+
+    def unreachable(name):
+        raise OSError("connection lost\nand more")
+
+    monkeypatch.setattr(hosting, "download_dataset", unreachable)
+    assert refused(None, **options).endswith("cannot be loaded: connection lost.")
+    assert "not found locally" in refused(None, data="cache", **options)
+    monkeypatch.setattr(hosting, "download_dataset", download)
+    assert len(load_dataset(None, data="download", **options).rows) == 5
+
+
+# -------------------------------------------------------------------------------------------------------------- bandits
+
+
+@pytest.mark.parametrize("name", bandits.BANDITS)
+def test_bandits_are_those_described(name):
+    dataset = load_dataset(name)
+    assert (len(dataset.rows), dataset.masks.max(), dataset.source) == (10_000, 0, "builtin")
+    assert dataset.terminals.all() and dataset.num_trajectories == 10_000
+    assert np.unique(dataset.observations).size == 1
+    corners = name == "bandit-corners"
+    cross, square = [[0, 0.8], [-0.8, 0], [0.8, 0], [0, -0.8]], [[-0.8, 0.8], [-0.8, -0.8], [0.8, 0.8], [0.8, -0.8]]
+    for center, mean in zip(square if corners else cross, [3, 0, 1.5, 5] if corners else [2, 1, 5, 5]):
+        distance = np.linalg.norm(dataset.actions - np.array(center), axis=1)
+        near = distance < 0.3
+        assert near.mean() == pytest.approx(0.25, abs=0.001)
+        assert corners or dataset.actions[near].std(axis=0) == pytest.approx(0.05, rel=0.1)
+        noise = dataset.rewards[near] - (mean - (0 if corners else 10) * distance[near])
+        assert noise.mean() == pytest.approx(0, abs=0.05)
+        assert noise.std() == pytest.approx(0.5, rel=0.1)
+
+
+def test_bandit_success_and_support():
+    env = Bandit("bandit")
+    for action, success, support in [((0.8, 0.1), 1, 1), ((0, -0.65), 1, 1), ((0, 0.8), 0, 1), ((0.5, 0.5), 0, 0)]:
+        env.reset(seed=0)
+        _, _, terminated, _, info = env.step(np.array(action))
+        assert terminated
+        assert (info["success"], info["support"]) == (success, support), action
