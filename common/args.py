@@ -112,17 +112,19 @@ def validate(args: BaseArgs) -> None:
     the default is), discounts and target rates at most 1, intervals multiples of --log-every, a grid of numbers."""
     values = vars(args)
     for field in dataclasses.fields(args):
-        value, flag = values[field.name], flag_of(field.name)
-        usual = field.default if isinstance(field.default, int | float) else 1
+        value, usual = values[field.name], field.default if isinstance(field.default, int | float) else 1
         for number in value if isinstance(value, tuple) else [value]:
+            needed = ""
             if type(number) is int and usual >= 0 and number < min(usual, 1):
-                raise UserError(f"{flag} {number} must be {'positive' if usual else '0 or more'}.")
-            if isinstance(number, float) and not (abs(number) < 3.4e38 and (usual < 0 or number >= 0)):
-                raise UserError(f"{flag} {number} must be a finite number{', 0 or more' * (usual >= 0)}.")
-        if (field.name == "discount" or field.name.endswith("target_rate")) and value > 1:
-            raise UserError(f"{flag} {value} must lie between 0 and 1.")
+                needed = "be positive" if usual else "be 0 or more"
+            elif isinstance(number, float) and not (abs(number) < 3.4e38 and (usual < 0 or number >= 0)):
+                needed = "be a finite number, 0 or more" if usual >= 0 else "be a finite number"
+            elif isinstance(number, float) and number > 1 and field.name.endswith(("discount", "target_rate")):
+                needed = "lie between 0 and 1"
+            if needed:
+                raise UserError(f"{flag_of(field.name)} {number} must {needed}.")
         if value == ():
-            raise UserError(f"{flag} needs at least one value.")
+            raise UserError(f"{flag_of(field.name)} needs at least one value.")
     if args.seed + args.num_seeds > 2**32:
         raise UserError(f"--seed {args.seed} is too large: seeds are 32-bit numbers.")
     for name in ("steps", "eval_every", "save_every"):
@@ -244,7 +246,6 @@ def finish(args: A, interval_given: bool) -> A:
     """Checked arguments. A --log-every that was not given on the command line is made to divide the other intervals.
     With --grid, reading one of its arguments outside of make_agent is an error."""
     if not interval_given:
-        validate(dataclasses.replace(args, log_every=None))
         args = dataclasses.replace(args, log_every=_log_interval(args))
     validate(args)
     if args.grid is None:

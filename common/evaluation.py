@@ -58,9 +58,8 @@ class Evaluator:
         self.act = jax.jit(jax.vmap(jax.vmap(act_one, in_axes=(None, 0, 0, 0))))
         self.keys = jax.jit(jax.vmap(jax.vmap(key, in_axes=(None, None, 0)), in_axes=(0, None, None)))
         total = self.lanes * len(seeds)
-        self.slices = [
-            slice(x[0], x[-1] + 1) for x in np.array_split(np.arange(total), min(workers or usable_cores(), total))
-        ]
+        parts = np.array_split(np.arange(total), min(workers or usable_cores(), total))
+        self.slices = [slice(x[0], x[-1] + 1) for x in parts]
         self.workers = Workers(_work, [(make_env, part.stop - part.start) for part in self.slices])
 
     def __enter__(self):
@@ -145,25 +144,27 @@ def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: i
     lanes = [Lane(make_env()) for _ in range(num_lanes)]
     while True:
         command, message = pipe.recv()
-        if command == "start":
-            pipe.send(np.stack([lane.start(queue) for lane, queue in zip(lanes, message)]))
-        elif command == "step":
-            observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, message)))
-            pipe.send((np.stack(observations), np.array(done)))
-        else:
-            pipe.send([lane.records for lane in lanes])
+        try:
+            if command == "start":
+                answer: Any = np.stack([lane.start(queue) for lane, queue in zip(lanes, message)])
+            elif command == "step":
+                observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, message)))
+                answer = np.stack(observations), np.array(done)
+            else:
+                answer = [lane.records for lane in lanes]
+        except Exception as error:
+            raise failure(error, lanes[0].name) from None
+        pipe.send(answer)
 
 
 class Lane:
-    """One environment that plays a list of seeded episodes, one after the other.
-
-    Raises UserError with the environment's name for what goes wrong in its code, or is not a finite number.
-    """
+    """One environment that plays a list of seeded episodes, one after the other. Raises UserError for what it returns
+    that is not a finite number, or of another shape than its spaces say."""
 
     def __init__(self, env: gymnasium.Env):
         self.env = env
         self.name = f"the environment {env.spec.id if env.spec else type(env.unwrapped).__name__}"
-        self.nothing = np.zeros(env.observation_space.sample().shape, np.float32)  # to observe after the last episode
+        self.shape = env.observation_space.sample().shape
 
     def start(self, seeds: list[int]) -> np.ndarray:
         """Begins the first episode; returns its observation."""
@@ -174,54 +175,39 @@ class Lane:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """One step, and whether it ended an episode; the next one starts at once. After the last, zeros and False."""
         if len(self.records) == len(self.seeds):
-            return self.nothing, False
+            return self._reset(), False
         np.random.set_bit_generator(self.global_random)  # type: ignore[attr-defined]
-        try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            if "xy" in info:
-                self.path.append(info["xy"][:2])
-        except Exception as error:
-            raise failure(error, self.name) from None
-        self.rewards.append(self._number("reward", reward))
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.rewards.append(float(self._checked("reward", reward)))
+        if "xy" in info:
+            self.path.append(info["xy"][:2])
         if not (terminated or truncated):
-            return self._checked(observation), False
-        record: dict[str, Any] = {name: self._number(name, info[name]) for name in INFO if name in info}
+            return self._checked("observation", observation, self.shape, np.float32), False
+        record: dict[str, Any] = {name: float(self._checked(name, info[name])) for name in INFO if name in info}
         record |= {"return": sum(self.rewards), "length": len(self.rewards), "path": np.array(self.path, np.float32)}
         self.records.append(record)
         return self._reset(), True
 
     def _reset(self) -> np.ndarray:
         if len(self.records) == len(self.seeds):
-            return self.nothing
+            return np.zeros(self.shape, np.float32)
         seed = self.seeds[len(self.records)]
         # OGBench also draws from NumPy's global generator, so each episode brings its own.
         self.global_random = np.random.MT19937(seed)
         np.random.set_bit_generator(self.global_random)  # type: ignore[attr-defined]
+        self.env.action_space.seed(seed)
         self.rewards: list[float] = []
         self.path: list[np.ndarray] = []
-        try:
-            self.env.action_space.seed(seed)
-            observation, _ = self.env.reset(seed=seed)
-        except Exception as error:
-            raise failure(error, self.name) from None
-        return self._checked(observation)
+        return self._checked("observation", self.env.reset(seed=seed)[0], self.shape, np.float32)
 
-    def _checked(self, observation: Any) -> np.ndarray:
+    def _checked(self, what: str, value: Any, shape: tuple = (), kind: type = float) -> np.ndarray:
         try:
-            array = np.asarray(observation, np.float32)
-        except (TypeError, ValueError) as error:
-            raise failure(error, f"an observation of {self.name}") from None
-        if array.shape != self.nothing.shape:
-            raise UserError(f"{self.name} gave an observation of shape {array.shape}, not {self.nothing.shape}.")
-        if not np.isfinite(array).all():
-            raise UserError(f"{self.name} gave an observation that is not finite.")
-        return array
-
-    def _number(self, name: str, value: Any) -> float:
-        try:
-            number = float(np.asarray(value).item())
+            array: np.ndarray = np.asarray(value, kind)
         except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"{self.name} gave the {name} {value!r}, which is not a finite number.")
-        return number
+            array = np.array(np.nan)
+        if array.size == 1 and shape == ():
+            array = array.reshape(())
+        if array.shape != shape or not np.isfinite(array).all():
+            numbers = f"finite numbers of shape {shape}" if shape else "a finite number"
+            raise UserError(f"{self.name} gave the {what} {value!r:.80}, which is not {numbers}.")
+        return array

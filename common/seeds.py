@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from common.args import BaseArgs, combinations, members, single
+from common.args import BaseArgs, members, single
 from common.buffers import ReplayBuffer
 from common.system import say
 
@@ -39,8 +39,7 @@ def side_by_side(
         return MemberState(agent_with(values).init(key), values)
 
     def init():
-        seeds = jnp.uint32(args.seed) + jnp.arange(args.num_seeds, dtype=jnp.uint32)
-        keys = jnp.tile(jax.vmap(jax.random.PRNGKey)(seeds), (len(combinations(args)), 1))
+        keys = jax.vmap(jax.random.PRNGKey)(jnp.array([member.seed for member in found], jnp.uint32))
         values = {name: jnp.array([member.values[name] for member in found], jnp.float32) for name in found[0].values}
         return jax.jit(jax.vmap(init_one))(keys, values)
 

@@ -73,8 +73,10 @@ class Workers:
         return message
 
 
-def failure(error: BaseException, doing: str) -> UserError:
+def failure(error: Exception, doing: str) -> UserError:
     """What went wrong in code that is not ours, and where."""
+    if isinstance(error, UserError):
+        return error
     *_, last = traceback.extract_tb(error.__traceback__) or [None]
     where = f" ({last.filename}, line {last.lineno})" if last else ""
     return UserError(f"{doing} failed: {type(error).__name__}: {error}{where}")
@@ -93,7 +95,7 @@ def _run(pipe: Connection, work: bytes) -> None:
         pass  # the parent has no more work
     except Exception as error:
         with contextlib.suppress(OSError):
-            pipe.send(error if isinstance(error, UserError) else failure(error, "a worker process"))
+            pipe.send(failure(error, "a worker process"))
 
 
 def _end_with_parent() -> None:
