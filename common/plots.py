@@ -117,7 +117,7 @@ def pyplot() -> Any:
     try:
         import matplotlib.pyplot  # optional, and a second
     except ImportError:
-        raise UserError("pictures need matplotlib: pip install -e '.[plot]'") from None
+        raise UserError("pictures need matplotlib: uv pip install -e '.[plot]'") from None
     return matplotlib.pyplot
 
 

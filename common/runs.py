@@ -17,6 +17,7 @@ import importlib.metadata
 import os
 import platform
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -75,6 +76,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             self.signals = stack.enter_context(contextlib.closing(StopSignals()))
             self.directory = Path(args.run_dir) if args.run_dir else new_directory(args, dataset)
+            self.train_log, self.eval_log = self.directory / "train.csv", self.directory / "eval.csv"
             self._open(stack)
             folders = [self.directory / self._name(member) for member in self.members]
             self.events = Events(folders, None if self.new else self.step + 1)
@@ -132,14 +134,6 @@ class Run:
         for path, content in kept.items():
             write_atomically(path, content)
         self.evaluations = read_evaluations(self.eval_log)
-
-    @property
-    def train_log(self) -> Path:
-        return self.directory / "train.csv"
-
-    @property
-    def eval_log(self) -> Path:
-        return self.directory / "eval.csv"
 
     def _name(self, member: Member) -> str:
         """alpha=3/seed1: a name for what there are several of."""
@@ -286,9 +280,7 @@ class Run:
         self.bar.close()
         if number:
             self._remove_if_empty()
-            kept = (
-                f"--run-dir {self.directory} goes on" if self.directory.exists() else "nothing was done, nothing kept"
-            )
+            kept = f"--run-dir {self.directory} goes on" if self.directory.exists() else "nothing is kept"
             say(f"stopped at step {self.step:,}; {kept}\n{self.directory}")
             sys.exit(128 + number)
         if not path.exists():
@@ -535,20 +527,10 @@ def git_commit() -> str | None:
     if not (checkpoints.ROOT / ".git").exists():
         return None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a git hook's
-    command = [
-        "git",
-        "-c",
-        "safe.directory=*",
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=12",
-        "--dirty=+changes",
-    ]
+    command = shlex.split("git -c safe.directory=* describe --always --exclude=* --abbrev=12 --dirty=+changes")
     try:
-        done = subprocess.run(
-            command, cwd=checkpoints.ROOT, env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        return subprocess.check_output(
+            command, cwd=checkpoints.ROOT, env=environment, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -64,7 +64,7 @@ def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
     devices, count = jax.devices(), len(jax.tree.leaves(state)[0])
     say(f"device  {len(devices)} x {devices[0].device_kind}")
     if devices[0].platform == "cpu" and Path("/proc/driver/nvidia/version").exists():
-        say("WARNING this machine has an NVIDIA GPU, but JAX runs on the CPU: pip install -e '.[cuda12]'")
+        say("WARNING this machine has an NVIDIA GPU, but JAX runs on the CPU: uv pip install -e '.[cuda12]'")
     if count % len(devices):
         say(f"NOTE    {count} side by side cannot be shared evenly by {len(devices)} devices; only the first works")
     if len(devices) == 1 or count % len(devices):

@@ -114,7 +114,7 @@ def installed(package: str) -> bool:
 def require(package: str, what: str, extra: str) -> None:
     """Raises UserError if a package of an optional extra is missing."""
     if not installed(package):
-        raise UserError(f"{what} needs {package}: pip install -e '.[{extra}]'")
+        raise UserError(f"{what} needs {package}: uv pip install -e '.[{extra}]'")
 
 
 # ------------------------------------------------------------------------------------------------------------- progress

@@ -60,17 +60,14 @@ def test_one_seed_and_more_episodes_that_begin_with_the_same(bandit, tmp_path):
 
 
 def test_combinations_of_a_grid(tmp_path, capsys):
-    args = driftql.args_for(
-        "bandit", run_dir=str(tmp_path), grid=("alpha=1,3", "discount=0.9,0.99"), eval_episodes=4, **TINY
-    )
-    run = driftql.main(args)
+    grid = ("alpha=1,3", "discount=0.9,0.99")
+    run = driftql.main(driftql.args_for("bandit", run_dir=str(tmp_path), grid=grid, eval_episodes=4, **TINY))
     every, three = ask(run), ask(run, "--grid", "alpha=3")
     assert every["return"].shape == (4, 4)
     np.testing.assert_allclose(three["return"], every["return"][2:], rtol=1e-6)
-    assert "alpha=3,discount=0.99 seed 0: 4 episodes" in capsys.readouterr().out
-    for words in ("alpha=7", "alpha=3,7"):
-        with pytest.raises(UserError, match=r"has alpha=1,discount=0\.9, seed 0; "):
-            ask(run, "--grid", words)
+    assert "alpha=3,discount=0.99, seed 0: 4 episodes" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"has alpha=1,discount=0\.9, seed 0; "):
+        ask(run, "--grid", "alpha=7")
 
 
 def test_a_maze_on_its_own_task_and_another_without_its_data(data_dir, tmp_path):
@@ -126,11 +123,8 @@ def test_the_environment_is_the_one_of_the_scripts_load(bandit, tmp_path, monkey
     """A script that is not at the project's root, and wraps the environment."""
     own = tmp_path / "driftql.py"
     text = (Path(driftql.__file__)).read_text()
-    own.write_text(
-        text.replace(
-            "def load(args: Args) -> Dataset:", "def load(args: Args) -> Dataset:\n    raise ValueError(args.data)"
-        )
-    )
+    head = "def load(args: Args) -> Dataset:"
+    own.write_text(text.replace(head, f"{head}\n    raise ValueError(args.data)"))
     with pytest.raises(ValueError, match="none"):
         ask(bandit, "--script", own)
     sys.modules["driftql"] = driftql
@@ -155,8 +149,7 @@ def test_the_environment_is_the_one_of_the_scripts_load(bandit, tmp_path, monkey
         ("--pictures --episodes 3", "leave --task, --episodes, --seed and --grid out"),
         ("--film film.mp4", r"must end in \.gif"),
         ("--rollouts where.foo", r"where\.foo: the name must end in"),
-        ("--rollouts /dev/null/where.png", "cannot write /dev/null/where.png"),
-        ("--film {folder}/film.gif", "--film: this environment has no pictures|cannot be made here"),
+        ("--film {folder}/film.gif", "--film cannot be made here"),
         ("--script nowhere/driftql.py", "give its path"),
     ],
 )
@@ -178,6 +171,7 @@ def test_where_an_arm_went_is_refused_before_it_is_played(bandit, tmp_path, monk
 def test_neither_a_run_nor_one_that_ended(bandit, tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         ask(tmp_path)
-    (tmp_path / "config.json").write_text((bandit / "config.json").read_text())
-    with pytest.raises(UserError, match=r"no result\.json"):
-        ask(tmp_path, "--pictures")
+    shutil.copytree(bandit, tmp_path / "stopped")
+    (tmp_path / "stopped" / "result.json").unlink()
+    with pytest.raises(OSError, match=r"result\.json"):  # one line, as every error of the system
+        ask(tmp_path / "stopped", "--pictures")

@@ -9,7 +9,6 @@ With --num-seeds, scan trains the seeds side by side, and its updates are those 
     python tools/bench.py                                                         # all; antmaze shapes and presets
     python tools/bench.py driftql fql --env pointmaze-medium-navigate --dims 2 2  # two of them, the small presets
     python tools/bench.py driftql --num-seeds 8 --updates 2000 --rounds 7         # any argument of the scripts too
-    python tools/bench.py --json bench.json                                       # all figures, each round's too
     python tools/bench.py driftql --profile trace                                 # one call of scan for TensorBoard
 
 The data are random numbers of the right shape, because speed does not depend on them.
@@ -28,14 +27,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from shared import Parser, check_output, table, titles
+from shared import Parser, table, titles
 
 from common import UserError
 from common.args import BaseArgs, keep_compiled_programs, one_line_errors, parse
 from common.buffers import make_buffer
-from common.runs import git_commit
 from common.seeds import place, side_by_side
-from common.system import say, write_json
+from common.system import say
 
 ACT_BATCHES, ACT_CALLS = (1, 50), 50
 
@@ -93,12 +91,12 @@ def make_act(agent: Any, dims: tuple[int, int], batch: int) -> Callable:
     return lambda: [np.asarray(act(state, observations, key)) for _ in range(ACT_CALLS)]
 
 
-def measure(name: str, args: Any, dims: tuple[int, int], updates: int, rounds: int, profile: Path | None) -> dict:
-    """All figures of one script, units in their names."""
+def measure(name: str, args: Any, dims: tuple[int, int], updates: int, rounds: int, profile: Path | None) -> list[str]:
+    """The row of one script in the table."""
     script, arrays = importlib.import_module(name), random_arrays(dims)
     agent = script.make_agent(args, *dims)
     calls = {"scan": make_scan(script, args, arrays, dims, updates), "host": make_host(agent, args, arrays, updates)}
-    calls |= {f"act_{batch}": make_act(agent, dims, batch) for batch in ACT_BATCHES}
+    calls |= {f"act {batch}": make_act(agent, dims, batch) for batch in ACT_BATCHES}
     times: dict[str, list[float]] = {key: [] for key in calls}
     for i in range(rounds + 1):
         for key, call in calls.items():
@@ -109,37 +107,26 @@ def measure(name: str, args: Any, dims: tuple[int, int], updates: int, rounds: i
     if profile:
         with jax.profiler.trace(str(profile)):
             calls["scan"]()
-    median = {key: statistics.median(values) for key, values in times.items()}
-    return {
-        "script": name,
-        "num_seeds": args.num_seeds,
-        "updates_per_call": updates,
-        "scan_updates_per_second": updates * args.num_seeds / median["scan"],  # of all seeds together
-        "host_updates_per_second": updates / median["host"],
-        "scan_over_host": statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"])),
-        **{f"act_{batch}_ms": median[f"act_{batch}"] * 1e3 / ACT_CALLS for batch in ACT_BATCHES},
-        "seconds_of_each_round": times,
-    }
+    scan, host, *acts = (statistics.median(values) for values in times.values())
+    ratio = statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"]))
+    rates = [f"{updates * args.num_seeds / scan:,.1f}", f"{updates / host:,.1f}", f"{ratio:.2f}"]
+    return [name, str(args.num_seeds), *rates, *(f"{seconds * 1e3 / ACT_CALLS:.2f}" for seconds in acts)]
 
 
 def main(argv: list[str]) -> None:
     usage = "bench.py [SCRIPT ...] [options] [arguments of the scripts]"
-    parser = Parser("tools/bench.py", __doc__, usage=usage, allow_abbrev=False)
+    parser = Parser(__doc__, usage=usage, allow_abbrev=False)
     parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
     parser.add_argument("--updates", type=int, default=100, help="per call (100; on a GPU take thousands)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write JAX's profile of a call to this folder")
     # By hand, because argparse would take the values of the scripts' own arguments for names of scripts.
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     known, rest = parser.parse_known_args(argv[len(names) :])
-    for name in names:
-        if name not in titles():
-            raise UserError(f"no script '{name}'; there are {', '.join(titles())}.")
+    if unknown := set(names) - titles().keys():
+        raise UserError(f"no script '{unknown.pop()}'; there are {', '.join(titles())}.")
     if min(*known.dims, known.rounds, known.updates) < 1:
         raise UserError("--dims, --updates and --rounds must be positive.")
-    if known.json:
-        check_output(known.json)
     keep_compiled_programs()
     with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
         scripts = {name: importlib.import_module(name) for name in names or titles()}
@@ -148,17 +135,9 @@ def main(argv: list[str]) -> None:
             raise UserError("--grid and --run-dir are for training; a combination costs what a seed does: --num-seeds.")
         settings = (tuple(known.dims), known.updates, known.rounds, known.profile)
         rows = [measure(name, each, *settings) for name, each in args.items()]
-    acts = [f"act_{batch}_ms" for batch in ACT_BATCHES]
-    cells = [["script", "seeds", "scan, updates/s", "host, updates/s", "scan / host", *acts]]
-    for row in rows:
-        numbers = [f"{row[name]:,.1f}" for name in ("scan_updates_per_second", "host_updates_per_second")]
-        ratios = [f"{row[name]:.2f}" for name in ("scan_over_host", *acts)]
-        cells.append([row["script"], str(row["num_seeds"]), *numbers, *ratios])
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    say(f"{device}\n\n{table(cells)}")
-    if known.json:
-        about = {"device": device, "git_commit": git_commit(), "command": ["tools/bench.py", *argv]}
-        write_json(known.json, about | {"rows": rows})
+    acts = [f"act {batch}, ms" for batch in ACT_BATCHES]
+    say(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
+    say(table([["script", "seeds", "scan, updates/s", "host, updates/s", "scan / host", *acts], *rows]))
 
 
 if __name__ == "__main__":

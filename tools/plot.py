@@ -6,21 +6,20 @@ over a maze, by the last checkpoint of each run: where the policy is drawn to.
 
     python tools/plot.py bandit                                         # writes docs/bandit-comparison.png
     python tools/plot.py bandit --env bandit-corners --out docs/bandit-corners-comparison.png
-    python tools/plot.py curves runs --out docs/curves                  # a picture per environment, task and dataset
+    python tools/plot.py curves runs --out docs/curves                  # a picture per environment and task
     python tools/plot.py corruption runs --out docs/corruption.png
     python tools/plot.py values runs/antmaze-large-navigate-task1__* --out docs/values.png
 """
 
 import importlib
-import itertools
 import re
 import textwrap
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared import PICTURES, Parser, Run, blocks, check_output, flags_text, read_runs, split, titles, varied
+import shared
+from shared import PICTURES, Parser, Run, check_output, flags_text, pair, read_runs, same_settings, split, titles
 
 from common import UserError
 from common.args import keep_compiled_programs, one_line_errors
@@ -43,95 +42,87 @@ def plain(words: str, width: int) -> str:
     return textwrap.fill("".join(sign for sign in words if sign.isprintable()).replace("$", r"\$"), width)
 
 
-def file_name(run: Run, taken: Collection[str], folder: str = "") -> str:
-    """A name for the curves of a run's problem and size, which is not among `taken`."""
-    words = f"{run.place} {run.data} {flags_text(run.size)}".replace("%", " percent").replace(",", "")
-    name = folder + re.sub(r"[^a-zA-Z0-9]+", "-", words)[:150].strip("-")
-    return next(file for i in itertools.count(1) if (file := f"{name}{f'-{i}' * (i > 1)}.png") not in taken)
+def look(run: Run, lines: list[list[Run]]) -> dict[str, Any]:
+    """Label of a line, colour of its algorithm, the same in every picture, and a dash for each of the algorithm's lines
+    in this one. The label has the values in which the algorithm's lines differ, and the number of seeds."""
+    same = [seeds for seeds in lines if seeds[0].algo == run.algo]
+    differs = [
+        x for x in run.args if len({str(seeds[0].args.get(x)) for seeds in same}) > 1 and x not in shared.MEASURED
+    ]
+    index, seeds = next((i, seeds) for i, seeds in enumerate(same) if run in seeds)
+    count = len({other.seed for other in seeds})
+    words = [run.title, flags_text({x: run.args[x] for x in differs}), f"{count} seed{'s' * (count > 1)}"]
+    color = PALETTE[[*titles(), run.algo].index(run.algo) % len(PALETTE)]
+    return {"color": color, "ls": DASHES[index % len(DASHES)], "label": plain(", ".join(filter(None, words)), 36)}
 
 
-def look(run: Run, lines: list[Run]) -> dict[str, Any]:
-    """Colour of the algorithm, the same in every picture, and a dash for each of its lines in this one."""
-    index = [*titles(), run.algo].index(run.algo)
-    dashes = list(dict.fromkeys(flags_text(other.changed) for other in lines if other.algo == run.algo))
-    dash = DASHES[dashes.index(flags_text(run.changed)) % len(DASHES)]
-    return {"color": PALETTE[index % len(PALETTE)], "ls": dash}
+def finish(axes: Any, run: Run, x_label: str, title: str) -> None:
+    axes.set(xlabel=x_label, ylabel=shared.METRICS[run.metric])
+    if run.metric == "success":
+        axes.set_ylim(-3, 103)
+    axes.set_title(plain(title, 64), fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
-def label(run: Run, lines: list[Run]) -> str:
-    """Algorithm, the values in which it differs from its other lines, and the number of seeds."""
-    own = {name: run.args.get(name) for name in varied([other for other in lines if other.algo == run.algo])}
-    seeds = f"{len(run.scores)} seed{'s' * (len(run.scores) > 1)}"
-    return plain(", ".join(filter(None, [run.title, flags_text(own), seeds])), 36)
+def draw_curves(runs: list[Run], folder: Path) -> Path:
+    """Scores over updates in one environment: a thin line per seed, a thick one for their mean. There is a panel for
+    each dataset, and for the preset's size and all other sizes, as there are tables in a report. Returns the file."""
+    panels = [same_settings(x) for x in split(runs, lambda run: (run.place, run.data, run.metric, run.preset_size))]
+    heights = [3.2 + 0.25 * len(lines) for lines in panels]
+    options = {"height_ratios": heights, "figsize": (6, sum(heights)), "layout": "constrained", "squeeze": False}
+    figure, grid = pyplot().subplots(len(panels), **options)
+    for axes, lines in zip(grid.flat, panels):
+        for seeds in lines:
+            shown = look(seeds[0], lines)
+            for run in seeds if len(seeds) > 1 else []:
+                axes.plot(list(run.curve), list(run.curve.values()), lw=0.7, alpha=0.4, **shown | {"label": None})
+            steps = sorted(set.intersection(*(set(run.curve) for run in seeds)))
+            axes.plot(steps, [np.mean([run.curve[step] for run in seeds]) for step in steps], lw=2.2, **shown)
+        axes.xaxis.set_major_formatter(pyplot().matplotlib.ticker.EngFormatter(sep=""))
+        run = lines[0][0]
+        size = "the preset's size" if run.preset_size else "other sizes"
+        finish(axes, run, "updates", f"{run.place}; data: {run.data}; {size}")
+    path = folder / f"{picture_name(runs[0])}.png"
+    check_output(path, PICTURES)
+    save_figure(figure, path, 100)
+    return path
 
 
-def draw_curves(runs: list[Run], path: Path) -> None:
-    """Scores over updates, of one problem: a thin line per seed, a thick one for their mean."""
-    figure, axes = pyplot().subplots(figsize=(6, 3.6))
-    for run in runs:
-        curves = list(run.curves.values())
-        for curve in curves if len(curves) > 1 else []:
-            axes.plot(list(curve), list(curve.values()), lw=0.7, alpha=0.4, **look(run, runs))
-        steps = sorted(set.intersection(*map(set, curves)))
-        mean = [np.mean([curve[step] for curve in curves]) for step in steps]
-        axes.plot(steps, mean, lw=2.2, label=label(run, runs), **look(run, runs))
-    axes.xaxis.set_major_formatter(pyplot().matplotlib.ticker.EngFormatter(sep=""))
-    finish(axes, runs[0], "updates", runs[0].data)
-    save_figure(figure, path, 100, bbox_inches="tight")
+def picture_name(run: Run) -> str:
+    """The name of an environment's picture."""
+    return re.sub(r"\W+", "-", run.place)[:100].strip("-")
 
 
 def draw_corruption(runs: list[Run], path: Path) -> None:
     """The score over the share of random actions in the data, a panel per environment: a dot per seed, and a line
     through the means. Raises UserError if there are no runs on data with random actions."""
-    places = {run.place: None for run in runs if run.random_share}
+    places = list(dict.fromkeys(run.place for run in runs if run.random_share))
     if not places:
         raise UserError("no run is on data with random actions (common.data.collect ENV --p-random-action P).")
     figure, panels = pyplot().subplots(1, len(places), figsize=(4.6 * len(places), 3.6), squeeze=False)
     for axes, place in zip(panels[0], places):
-        here = [run for run in runs if run.place == place and run.dataset.get("collection")]
+        here = [run for run in runs if run.place == place]
         lines = split(here, lambda run: (run.algo, flags_text(run.changed), without_share(run)))
+        lines = [line for line in lines if any(run.random_share for run in line)]
         for i, line in enumerate(lines):
             line.sort(key=lambda run: run.random_share)
-            x = np.array([100 * run.random_share for run in line]) + 0.6 * (i - (len(lines) - 1) / 2)  # side by side
-            other = f", {without_share(line[0])}" if len(set(map(without_share, here))) > 1 else ""
-            shown = look(line[0], here) | {"label": label(line[0], here) + plain(other, 36)}
-            axes.plot(x, [np.mean(list(run.scores.values())) for run in line], lw=1.8, **shown)
-            for position, run in zip(x, line):
-                axes.plot([position] * len(run.scores), run.scores.values(), "o", ms=3, alpha=0.5, color=shown["color"])
+            shown = look(line[0], lines)
+            if len({without_share(other[0]) for other in lines}) > 1:
+                shown["label"] += plain(f", {without_share(line[0])}", 36)
+            x = np.array([100 * run.random_share + 0.5 * i for run in line])  # beside the other lines
+            y = np.array([run.score for run in line])
+            axes.plot(x, y, "o", ms=3, alpha=0.5, color=shown["color"])
+            axes.plot(np.unique(x), [y[x == share].mean() for share in np.unique(x)], lw=1.8, **shown)
         axes.set_xticks(sorted({100 * run.random_share for run in here}))
-        finish(axes, here[0], "random actions in the data, %", "collected here, not official")
+        finish(axes, here[0], "random actions in the data, %", f"{place}; data: collected here, not official")
     save_figure(figure, path, 150, bbox_inches="tight")
 
 
 def without_share(run: Run) -> str:
     """What the data are, but for the share of random actions."""
     return re.sub(r", \d+% random actions|, sha256 \w+", "", run.data)
-
-
-def finish(axes: Any, run: Run, x_label: str, data: str) -> None:
-    axes.set(xlabel=x_label, ylabel=run.unit)
-    if run.metric == "success":
-        axes.set_ylim(-3, 103)
-    axes.set_title(plain(f"{run.place}; data: {data}", 64), fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-
-
-def draw_runs(picture: str, folder: Path, out: Path) -> None:
-    """`curves`: a picture per problem and size in the folder `out`; `corruption`: one picture."""
-    groups, _, left_out = read_runs([folder])
-    if not groups:
-        raise UserError(f"none of the {len(left_out)} run directories in {folder} is finished.")
-    if picture == "corruption":
-        draw_corruption(groups, out)
-        return say(str(out))
-    taken: list[str] = []
-    for problem in blocks(groups):
-        taken.append(file_name(problem[0], taken))
-        check_output(out / taken[-1])
-        draw_curves(problem, out / taken[-1])
-        say(str(out / taken[-1]))
 
 
 # ------------------------------------------------------------------------------------------------------------- policies
@@ -153,23 +144,22 @@ def policy_actions(name: str, env: str, seed: int, bar: Any) -> dict[int, np.nda
     def train(state, buffer):
         return script.train_chunk(agent, state, buffer, args.batch_size, args.steps // CHUNKS)[0]
 
-    state, buffer, actions = jax.jit(agent.init)(jax.random.PRNGKey(seed)), make_buffer(dataset.arrays), {}
+    key = jax.random.PRNGKey(seed)
+    state, buffer, actions = jax.jit(agent.init)(key), make_buffer(dataset.arrays), {}
     observations = jnp.ones((NUM_ACTIONS, dataset.observation_dim))
     for chunk in range(1, CHUNKS + 1):
         state = jax.block_until_ready(train(state, buffer))
         bar.update()
         if chunk in (EARLY, CHUNKS):
-            key = jax.random.PRNGKey(seed)
             actions[chunk * (args.steps // CHUNKS)] = np.asarray(jax.jit(agent.act)(state, observations, key))
     return actions
 
 
 def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
     """Data in the first column, then one column per script: early above, late below."""
-    plt = pyplot()
     script = importlib.import_module(names[0])
     data = script.load(script.args_for(env)).actions[:2_000]
-    figure, axes = plt.subplots(2, 1 + len(names), figsize=(2.6 * (1 + len(names)), 5.6), squeeze=False)
+    figure, axes = pyplot().subplots(2, 1 + len(names), figsize=(2.6 * (1 + len(names)), 5.6), squeeze=False)
     for panel in axes.flat:
         panel.scatter(*data.T, s=2, c=COLORS["data"])
         panel.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], aspect="equal")
@@ -185,7 +175,6 @@ def draw_bandit(env: str, seed: int, names: list[str], out: Path) -> None:
             column[0].set_title(titles()[name])
     figure.tight_layout()
     save_figure(figure, out, 110)
-    say(str(out))
 
 
 def draw_values(runs: list[Path], seed: int | None, values: dict[str, Any], out: Path) -> None:
@@ -199,8 +188,7 @@ def draw_values(runs: list[Path], seed: int | None, values: dict[str, Any], out:
     plt, maps = pyplot(), []
     for run in runs:
         policy = load_policy(run, seed, **values)
-        script = importlib.import_module(type(policy.args).__module__)
-        dataset = script.load(policy.args)
+        dataset = importlib.import_module(type(policy.args).__module__).load(policy.args)
         env = dataset.make_env()
         if not env.has_wrapper_attr("maze_map"):
             raise UserError(f"{run}: {dataset.name} is not a maze with a map.")
@@ -212,12 +200,10 @@ def draw_values(runs: list[Path], seed: int | None, values: dict[str, Any], out:
         metres = np.maximum(np.ptp(positions, axis=0).astype(int), 1)  # one place is about a metre wide
         drawn = panel.hexbin(*positions.T, C=q, gridsize=metres, vmin=low, vmax=high, cmap="viridis", linewidths=0.2)
         draw_maze(plt, panel, env)
-        title = titles()[type(policy.args).__module__]
+        title = titles().get(type(policy.args).__module__, run.name)
         panel.set(title=f"{title}, seed {policy.args.seed}, {policy.step:,} updates", aspect="equal")
-        env.close()
     figure.colorbar(drawn, ax=axes, label="Q of the data's actions, mean over critics", shrink=0.8)
     save_figure(figure, out, 110)
-    say(str(out))
 
 
 def q_of(policy: Any, batch: dict[str, Any]) -> Any:
@@ -232,14 +218,8 @@ def q_of(policy: Any, batch: dict[str, Any]) -> Any:
     return jax.jit(jax.vmap(of_one))(batch)
 
 
-def pair(word: str) -> tuple[str, float]:
-    """Name and value, of a word like alpha=3."""
-    name, value = word.split("=")
-    return name.lstrip("-").replace("-", "_"), float(value)
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("tools/plot.py", __doc__)
+    parser = Parser(__doc__)
     pictures = parser.add_subparsers(dest="picture", required=True)
     bandit = pictures.add_parser("bandit", help="policies on a bandit")
     bandit.add_argument("--env", choices=list(BANDITS), default="bandit")
@@ -248,26 +228,31 @@ def main(argv: list[str] | None = None) -> None:
     bandit.add_argument("--out", type=Path, default=Path("docs/bandit-comparison.png"))
     curves = pictures.add_parser("curves", help="learning curves of finished runs")
     corruption = pictures.add_parser("corruption", help="score over the share of random actions in the data")
-    for parser_of_runs, out in ((curves, Path("curves")), (corruption, Path("corruption.png"))):
-        parser_of_runs.add_argument("runs", type=Path, help="folder with run directories, at any depth")
-        parser_of_runs.add_argument("--out", type=Path, default=out)
+    for finished, out in ((curves, "curves"), (corruption, "corruption.png")):
+        finished.add_argument("runs", type=Path, help="folder with run directories, at any depth")
+        finished.add_argument("--out", type=Path, default=Path(out))
     values = pictures.add_parser("values", help="what a critic believes of the places in a maze")
     values.add_argument("runs", type=Path, nargs="+", help="run directories")
     values.add_argument("--seed", type=int, help="of runs with several seeds, this one (the first)")
-    values.add_argument(
-        "--grid", nargs="+", type=pair, default=[], help="of runs with a grid, this combination: alpha=3"
-    )
+    values.add_argument("--grid", nargs="+", type=pair, default=[], help="of runs with a grid, this one: alpha=3")
     values.add_argument("--out", type=Path, default=Path("values.png"))
     args = parser.parse_args(argv)
     if args.picture != "curves":
         check_output(args.out, PICTURES)
-    if args.picture in ("curves", "corruption"):
-        draw_runs(args.picture, args.runs, args.out)
+    if args.picture == "bandit":
+        keep_compiled_programs()
+        draw_bandit(args.env, args.seed, args.scripts, args.out)
     elif args.picture == "values":
         draw_values(args.runs, args.seed, dict(args.grid), args.out)
     else:
-        keep_compiled_programs()
-        draw_bandit(args.env, args.seed, args.scripts, args.out)
+        runs, left_out = read_runs([args.runs])
+        if not runs:
+            raise UserError(f"none of the {len(left_out)} run directories in {args.runs} is finished.")
+        if args.picture == "corruption":
+            draw_corruption(runs, args.out)
+        for here in split(runs, picture_name) if args.picture == "curves" else []:
+            draw_curves(here, args.out)
+    say(str(args.out))
 
 
 if __name__ == "__main__":

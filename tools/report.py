@@ -1,6 +1,7 @@
-"""Tables of finished runs: what was varied, the algorithms beside the papers' numbers, and how each number was made.
+"""Tables of finished runs: the algorithms and what was varied, beside the papers' numbers, and how each run was made.
 
-    python tools/report.py runs -o report.html     # or report.md; learning curves are in report_files/
+    python tools/report.py runs -o report.html     # with a row per run; learning curves are in report_files/
+    python tools/report.py runs -o report.md --no-pictures
     python tools/report.py runs/sweep other/run -o table.csv    # a row per seed, numbers without rounding
 
 Scores are the benchmarks': success in percent, the mean of the last three evaluations, on OGBench; the normalized
@@ -8,7 +9,7 @@ return of the last evaluation on D4RL. The papers' numbers are in tools/paper_re
 """
 
 import csv
-import datetime
+import functools
 import io
 import re
 import sys
@@ -19,17 +20,17 @@ from urllib.parse import quote
 
 import numpy as np
 import scipy.stats
-from shared import Parser, Run, blocks, check_output, flags_text, read_runs, split, table, titles, value_text, varied
+import shared
+from shared import Run, flags_text, split, table, titles, value_text
 
 from common.args import one_line_errors
 from common.system import require, say, write_atomically
 
-MOST_PICTURES = 60  # environments
 OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC", "ifql": "IFQL", "fbrac": "FBRAC"}
-INTRODUCTION = """Scores: success in percent, on OGBench the mean of the last three evaluations; on D4RL the normalized
-return of the last evaluation. Each cell lists the score of every seed. With several seeds their mean follows, and from
-five seeds on its 95% bootstrap interval. The papers' numbers are mean ± standard deviation over seeds, for the official
-data and the papers' sizes. Tables never mix sizes."""
+INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
+its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
+All numbers in a row are of one size. Where an algorithm was run with several settings at one size, the best is bold.
+The papers' numbers are mean ± standard deviation over seeds, for the official data and the preset's size."""
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top }"""
@@ -50,150 +51,148 @@ def number(value: float) -> str:
     return f"{round(value, 1) + 0.0:g}" if abs(value) < 1e5 else f"{value:,.0f}"
 
 
-def score_text(run: Run) -> str:
+def score_text(runs: list[Run]) -> str:
     """`85 · 40 (mean 62.5)`: every seed's score; from five seeds on with an interval."""
-    scores, notes = list(run.scores.values()), []
+    scores, notes = [run.score for run in runs], []
     if len(scores) > 1:
-        notes.append(f"mean {number(mean(run))}")
+        notes.append(f"mean {number(mean(runs))}")
     if len(scores) >= 5:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # equal scores
             options = {"method": "percentile", "random_state": np.random.default_rng(0)}
             low, high = scipy.stats.bootstrap((scores,), np.mean, **options).confidence_interval
         notes.append(f"{number(low)} to {number(high)}")
-    if run.task and run.counted < 3:
-        notes.append(f"of {run.counted} evaluation{'s' * (run.counted > 1)}")
+    if runs[0].task and runs[0].counted < 3:
+        notes.append(f"of {runs[0].counted} evaluation{'s' * (runs[0].counted > 1)}")
     return " · ".join(map(number, scores)) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def mean(run: Run) -> float:
-    return float(np.mean(list(run.scores.values())))
+def mean(runs: list[Run]) -> float:
+    return float(np.mean([run.score for run in runs]))
 
 
 # -------------------------------------------------------------------------------------------------------------- papers
 
 
+@functools.cache
 def read_papers() -> dict[tuple[str, ...], dict[str, str]]:
     """(environment, task, algorithm) -> the row of tools/paper_results.csv."""
     with open(Path(__file__).with_name("paper_results.csv"), newline="", encoding="utf-8") as file:
         return {(row["env"], row["task"], row["algo"]): row for row in csv.DictReader(file)}
 
 
-def find_paper(papers: dict, run: Run, algo: str) -> dict[str, str]:
+def find_paper(run: Run, algo: str) -> dict[str, str]:
     """The published number for a run's task; empty if there is none, or if the run's data are others."""
     comparable = run.metric != "return" and run.dataset.get("source") not in ("user", "minari")
-    return papers.get((run.env, str(run.task or ""), algo), {}) if comparable else {}
+    return read_papers().get((run.env, str(run.task or ""), algo), {}) if comparable else {}
 
 
 def paper_text(row: dict[str, str]) -> str:
     return (f"{float(row['mean']):g}" if row else "") + (f" ± {float(row['std']):g}" if row.get("std") else "")
 
 
-def paper_tables(groups: list[Run], papers: dict) -> list[str]:
+def paper_tables(runs: list[Run]) -> list[str]:
     """All published numbers for the tasks that were run."""
-    names = titles() | OTHER_METHODS
-    sources: dict[str, None] = {}
+    names, sources = titles() | OTHER_METHODS, dict[str, None]()
     rows = {"task": ["task", *names.values()]}
-    for group in groups:
-        found = [find_paper(papers, group, name) for name in names]
-        sources |= {row["source"]: None for row in found if row}
+    for run in runs:
+        found = [find_paper(run, algo) for algo in names]
+        sources |= dict.fromkeys(row["source"] for row in found if row)
         if any(found):
-            rows[group.place] = [text(group.place), *map(paper_text, found)]
-    if not sources:
-        return []
-    return ["## The papers' numbers for these tasks", table(list(rows.values())), f"Sources: {'; '.join(sources)}."]
+            rows[run.place] = [text(run.place), *map(paper_text, found)]
+    heading = "## The papers' numbers for these tasks"
+    return [heading, table(list(rows.values())), f"Sources: {'; '.join(sources)}."] if sources else []
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
 
-def markdown(groups: list[Run], runs: list[Run], left_out: list[tuple[Path, str]], pictures: list[str]) -> str:
-    """The report. pictures: where the learning curves of each block are, or nothing."""
-    papers, parts = read_papers(), ["# Results", INTRODUCTION]
-    if len({group.place for group in groups}) > MOST_PICTURES:
-        parts.append(f"Learning curves are drawn for up to {MOST_PICTURES} environments; these are more.")
-    before = None
-    for block, picture in zip(blocks(groups), pictures):
-        one = block[0]
-        rest = flags_text({name: value for name, value in one.size.items() if name != "steps"})
-        size = f"{one.args['steps']:,} updates, {text(rest) or 'the rest as in the preset'}"
-        data = f"Data: {text(one.data)}. Score: {one.unit}."
-        if (one.place, data) != before:
-            parts += [f"## {text(one.place)}", data]
-        before = one.place, data
-        parts += [f"### {size if one.size else 'The preset size'}", *block_tables(block, papers)]
-        parts += [f"![Learning curves]({quote(picture)})"] if picture else []
-    parts += paper_tables(groups, papers)
-    rows = [["run", "command", "score", "data", "updates per second", "time", "device", "commit"]]
-    for run in sorted(runs, key=lambda run: run.path):
-        cells = [run.path.name, command(run), score_text(run), run.data, f"{run.speed:,.0f}"]
-        cells += [str(datetime.timedelta(seconds=round(run.seconds))), run.device, run.commit]
-        rows.append([text(cell) for cell in cells])
-    parts += ["## All finished runs", table(rows)] if runs else []
+def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[str, str]) -> str:
+    """The tables of each environment and dataset. pictures: path of the learning curves of an environment."""
+    parts = ["# Results", INTRODUCTION]
+    for here in split(runs, lambda run: run.place):
+        parts.append(f"## {text(here[0].place)}")
+        if path := pictures.get(here[0].place):
+            parts.append(f"![Learning curves]({quote(path)})")
+        for alike in split(here, lambda run: (run.data, run.metric)):
+            parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
+            parts += [score_table(block) for block in split(alike, lambda run: run.preset_size)]
+    parts += paper_tables(runs)
     if left_out:
-        rows = [["directory", "why"], *([text(path.name), text(reason)] for path, reason in left_out)]
-        summary = f"<summary>{len(left_out)} left out: unfinished, repeated or damaged</summary>"
-        parts.append(f'<details markdown="1">{summary}\n\n{table(rows)}\n\n</details>')
+        reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
+        parts += ["## Left out: unfinished, repeated or damaged", "\n".join(reasons)]
     return "\n\n".join(parts) + "\n"
+
+
+def score_table(runs: list[Run]) -> str:
+    """Runs of the preset's size, or of all other sizes: a row per size and settings, a column per algorithm. The papers
+    have the preset's size."""
+    preset_size = runs[0].preset_size
+    columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for alike in split(runs, lambda run: (run.algo, run.networks, run.args["steps"])):
+        lines, varied = shared.same_settings(alike), {name for run in alike for name in run.settings}
+        for seeds in lines:
+            run, cell = seeds[0], text(score_text(seeds))
+            size: list[str] = ["", ""] if preset_size else [f"{run.args['steps']:,}", run.networks]
+            row = (*size, flags_text(run.settings))
+            if run.algo in rows.get(row, {}):  # the same settings, measured in another way
+                row = (*size, flags_text({name: run.args.get(name) for name in (*run.settings, *shared.MEASURED)}))
+            if varied and len(lines) > 1:
+                cell = f"**{cell}**" if mean(seeds) == max(map(mean, lines)) else cell
+                cell += "" if run.settings else f" at {text(flags_text({name: run.args.get(name) for name in varied}))}"
+            rows.setdefault(row, {})[run.algo] = cell
+    found = [["updates", "size", "settings, at the preset's size" if preset_size else "settings", *columns.values()]]
+    for row in sorted(rows, key=lambda row: [shared.natural(cell) for cell in row]):
+        *size, settings = map(text, row)
+        found.append([*size, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
+    if preset_size:
+        found.append(["", "", "paper, official data", *(paper_text(find_paper(runs[0], x)) for x in columns)])
+    return table(found)
 
 
 def command(run: Run) -> str:
     """The script's flags that differ from the preset."""
-    flags = [f"--env {run.env}", f"--seed {min(run.scores)}"]
-    flags += [f"--num-seeds {len(run.scores)}"] if len(run.scores) > 1 else []
+    flags = [f"{run.algo}.py --env {run.env} --seed {run.seed}"]
     for name, value in run.changed.items():
         flag = name.replace("_", "-")
         flags.append(f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {value_text(value)}")
-    return f"{run.algo}.py {' '.join(flags)}"
+    return " ".join(flags)
 
 
-def block_tables(block: list[Run], papers: dict) -> list[str]:
-    """Of runs of one problem and size: a table of what was varied for each algorithm with several settings, then the
-    algorithms side by side."""
-    found, beside = [], []
-    for alike in split(block, lambda run: run.algo):
-        if len({flags_text(run.settings) for run in alike}) == 1:
-            beside += alike
-            continue
-        names, best = varied(alike), max(map(mean, alike))
-        rows = [[text(alike[0].title), *(text(name.replace("_", "-")) for name in names), "score"]]
-        for run in alike:
-            cells = [text(value_text(run.args.get(x))) + " (preset)" * (x not in run.changed) for x in names]
-            score, is_best = text(score_text(run)), mean(run) == best
-            rows.append(["best" if is_best else "", *cells, f"**{score}**" if is_best else score])
-        found.append(table(rows))
-        beside += [run for run in alike if not run.settings]
-    columns = {run.algo: text(run.title) for run in beside}
-    shown: dict[str, dict[str, str]] = {}
-    for run in beside:
-        label = flags_text(run.settings) or "preset"
-        if run.algo in shown.get(label, {}):  # the same settings, measured in another way
-            label = flags_text({name: value for name, value in run.changed.items() if name not in run.size})
-        shown.setdefault(label, {})[run.algo] = text(score_text(run))
-    rows = [["settings", *columns.values()]]
-    rows += [[text(label), *(row.get(algo, "") for algo in columns)] for label, row in shown.items()]
-    paper = [paper_text(find_paper(papers, block[0], algo)) for algo in columns]
-    if beside and (not found or len(columns) > 1 or any(paper)):
-        found.append(table([*rows, ["paper, official data", *paper]]))
-    return found
+def rows_of_seeds(runs: list[Run]) -> list[list[Any]]:
+    """A row per seed with all that is known of it, header first."""
+    rows = []
+    for run in sorted(runs, key=lambda run: run.path):
+        row: dict[str, Any] = {"env": run.env, "task": run.task or "", "algo": run.algo, "seed": run.seed}
+        row |= {"data": run.data, "command": command(run), "updates": run.args["steps"]}
+        row |= {"metric": run.metric, "score": run.score}
+        paper = {f"paper_{name}": find_paper(run, run.algo).get(name, "") for name in ("mean", "std", "source")}
+        rows.append(row | run.about | {"run": run.path.name} | paper)
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
-def draw(groups: list[Run], folder: Path) -> list[str]:
-    """Draws the learning curves of each block. Returns their paths relative to the report; an empty one for what could
-    not be drawn, which is a line on standard error."""
-    found: list[str] = []
-    for block in blocks(groups):
-        found.append("")
+def spreadsheet(rows: list[list[Any]]) -> str:
+    """The rows as CSV. A text that a spreadsheet would compute gets an apostrophe."""
+    content = io.StringIO()
+    for row in rows:
+        cells = [line(cell) if isinstance(cell, str) else cell for cell in row]
+        cells = [f"'{x}" if isinstance(x, str) and x.startswith(("=", "+", "-", "@")) else x for x in cells]
+        csv.writer(content, lineterminator="\n").writerow(cells)
+    return content.getvalue()
+
+
+def draw(runs: list[Run], folder: Path) -> dict[str, str]:
+    """Draws the learning curves of each environment. Returns environment -> path relative to the report, without what
+    could not be drawn, which is a line on standard error."""
+    found = {}
+    for here in split(runs, lambda run: run.place):
         try:
-            if len({group.place for group in groups}) <= MOST_PICTURES:
-                from plot import draw_curves, file_name
+            from plot import draw_curves
 
-                folder.mkdir(exist_ok=True)
-                name = file_name(block[0], found, f"{folder.name}/")
-                draw_curves(block, folder.parent / name)
-                found[-1] = name
+            found[here[0].place] = f"{folder.name}/{draw_curves(here, folder).name}"
         except Exception as error:  # whatever it is, the tables are written
-            print(line(f"no picture of {block[0].place}: {error}"), file=sys.stderr)
+            print(line(f"no picture of {here[0].place}: {error}"), file=sys.stderr)
     return found
 
 
@@ -202,40 +201,27 @@ def page(content: str) -> str:
     require("markdown", "an HTML report", "report")
     import markdown  # an optional package
 
-    body = markdown.markdown(content, extensions=["tables", "md_in_html"])
     head = f'<meta charset="utf-8"><title>Results</title><style>{STYLE}</style>'
+    body = markdown.markdown(content, extensions=["tables"])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
-def rows_of_seeds(runs: list[Run]) -> str:
-    """The report as CSV, a row per seed. A text that a spreadsheet would compute gets an apostrophe."""
-    papers, content = read_papers(), io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    names = "env task algo data settings metric seed score updates updates_per_second wall_seconds device commit run"
-    writer.writerow([*names.split(), "paper_mean", "paper_std", "paper_source"])
-    for run in sorted(runs, key=lambda run: run.path):
-        paper = find_paper(papers, run, run.algo)
-        for seed, score in run.scores.items():
-            row = [run.env, run.task or "", run.algo, run.data, flags_text(run.changed), run.metric, seed, score]
-            row += [run.args["steps"], run.speed, run.seconds, run.device, run.commit, run.path.name]
-            row += [paper.get(name, "") for name in ("mean", "std", "source")]
-            row = [line(cell) if isinstance(cell, str) else cell for cell in row]
-            writer.writerow(f"'{x}" if isinstance(x, str) and x.startswith(("=", "+", "-", "@")) else x for x in row)
-    return content.getvalue()
-
-
 def main(argv: list[str]) -> None:
-    parser = Parser("tools/report.py", __doc__)
+    parser = shared.Parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run directories, or folders with some at any depth")
     parser.add_argument("-o", "--out", type=Path, required=True, help="NAME.html, NAME.md or NAME.csv")
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="tables without learning curves")
     args = parser.parse_args(argv)
-    check_output(args.out, ("html", "md", "csv"))
-    groups, runs, left_out = read_runs(args.runs)
+    shared.check_output(args.out, ("html", "md", "csv"))
+    runs, left_out = shared.read_runs(args.runs)
     if args.out.suffix == ".csv":
-        content = rows_of_seeds(runs)
+        content = spreadsheet(rows_of_seeds(runs))
     else:
-        content = markdown(groups, runs, left_out, draw(groups, args.out.with_name(f"{args.out.stem}_files")))
-        content = page(content) if args.out.suffix == ".html" else content
+        pictures = draw(runs, args.out.with_name(f"{args.out.stem}_files")) if args.pictures else {}
+        content = markdown(runs, left_out, pictures)
+    if args.out.suffix == ".html":
+        rows = [[text(value_text(cell)) for cell in row] for row in rows_of_seeds(runs)] or [["none"]]
+        content = page(f"{content}\n## All finished runs\n\n{table(rows)}\n")
     write_atomically(args.out, content.encode())
     for path, reason in left_out:
         print(line(f"left out {path}: {reason}"), file=sys.stderr)

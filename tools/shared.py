@@ -9,19 +9,18 @@ import json
 import math
 import os
 import re
-import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for every tool that imports this file
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for every tool that imports this file
 
 from common import UserError
 from common.system import lock
 
-ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("png", "pdf", "svg", "jpg")
 # What a score can be, the first that a run was evaluated for. result.json has success as a share.
 METRICS = {"normalized": "normalized return", "success": "success in percent", "return": "return"}
@@ -36,12 +35,17 @@ MEASURED = ("eval_every", "eval_episodes")  # arguments that change how a policy
 class Parser(argparse.ArgumentParser):
     """Raises UserError for arguments that cannot be parsed."""
 
-    def __init__(self, prog: str, description: str | None = None, **options):
-        kind = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, formatter_class=kind, **options)
+    def __init__(self, doc: str | None = None, **options):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        raise UserError(f"{message} (see --help)")
+
+
+def pair(word: str) -> tuple[str, float]:
+    """Name and value of a word like alpha=3, which chooses a combination of a run with --grid."""
+    name, value = word.split("=")
+    return name.lstrip("-").replace("-", "_"), float(value)
 
 
 @functools.cache
@@ -57,17 +61,14 @@ def titles() -> dict[str, str]:
     return found
 
 
-def check_output(path: Path, kinds: Sequence[str] = ()) -> None:
-    """Raises UserError if a file cannot be written there, which is better known before a long work than after. Makes
-    the folder. kinds: endings that the name can have; none are any."""
-    if kinds and path.suffix[1:] not in kinds:
+def check_output(path: Path, kinds: Sequence[str]) -> None:
+    """Makes the folder of a file. Raises UserError if the file cannot be written there, or if its name does not end in
+    one of `kinds`. This is better known before a long work than after."""
+    if path.suffix[1:] not in kinds:
         raise UserError(f"{path}: the name must end in .{' or .'.join(kinds)}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}.") from None
+    path.parent.mkdir(parents=True, exist_ok=True)  # its OSError is one line, too
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: it {'is a folder' if path.is_dir() else 'is in a read-only folder'}.")
+        raise UserError(f"cannot write {path}: it is a folder, or in a read-only one.")
 
 
 def table(rows: list[list[str]]) -> str:
@@ -80,27 +81,11 @@ def table(rows: list[list[str]]) -> str:
 # ------------------------------------------------------------------------------------------------------ files of a run
 
 
-def read_text(path: Path) -> str:
-    """A file of a run. Raises OSError for a link, which is not followed, and for what is no regular file."""
-    with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"{path.name} is no file")
-        return file.read()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run. Raises OSError or ValueError if there is none."""
-    content = json.loads(read_text(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no object")
-    return content
-
-
 def last_step(run: Path) -> int:
     """Updates in a run's log, from its last whole line; 0 if there is none."""
     for name in ("train.csv", "metrics.csv"):
         try:
-            return int(read_text(run / name).split("\n")[-2].split(",")[0])
+            return int((run / name).read_text().split("\n")[-2].split(",")[0])
         except (OSError, ValueError, IndexError):
             continue
     return 0
@@ -116,24 +101,21 @@ def held(run: Path) -> bool:
 
 
 class Run(NamedTuple):
-    """Seeds that were trained in the same way: those of one directory, with --grid those of one combination in it; or,
-    in a group, those of several directories."""
+    """One seed of a finished run, with --grid of one combination."""
 
     path: Path
     algo: str
     env: str
     task: int | None
+    seed: int
     args: dict[str, Any]  # those that a score depends on
     changed: dict[str, Any]  # those of them that differ from the preset
     dataset: dict[str, Any]
     metric: str
-    scores: dict[int, float]  # seed -> score
-    curves: dict[int, dict[int, float]]  # seed -> updates -> value of one evaluation
+    score: float
+    curve: dict[int, float]  # updates -> value of one evaluation
     counted: int  # evaluations that the score is the mean of
-    commit: str
-    device: str
-    speed: float  # updates per second
-    seconds: float
+    about: dict[str, Any]  # columns of the report that only say how the run was made
 
     @property
     def title(self) -> str:
@@ -144,15 +126,13 @@ class Run(NamedTuple):
         return f"{self.env} task {self.task}" if self.task else self.env
 
     @property
-    def unit(self) -> str:
-        """What the score counts: `success in percent`."""
-        return METRICS[self.metric]
+    def preset_size(self) -> bool:
+        return not any(SIZE.search(name) for name in self.changed)
 
     @property
-    def size(self) -> dict[str, Any]:
-        """The arguments of its size, if they are not the preset's."""
-        size = {name: value for name, value in self.changed.items() if SIZE.search(name)}
-        return size | {"steps": self.args["steps"]} if size else {}
+    def networks(self) -> str:
+        """Its size, but for the number of updates: `batch-size 256, hidden-dims 512 512`."""
+        return flags_text({name: value for name, value in self.args.items() if SIZE.search(name) and name != "steps"})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -178,6 +158,12 @@ class Run(NamedTuple):
         digest = self.dataset.get("sha256")
         return ", ".join([*words, f"sha256 {str(digest)[:6]}"] if digest else words)
 
+    @property
+    def order(self) -> tuple:
+        """Sort key, by which equal things stand together."""
+        where = self.place, self.data, self.metric, not self.preset_size
+        return *where, self.title, natural(flags_text(self.changed)), self.seed
+
 
 def flags_text(values: dict[str, Any]) -> str:
     """`hidden-dims 256 256, steps 300,000`."""
@@ -191,18 +177,12 @@ def value_text(value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if type(value) is float else str(value)
 
 
-def natural(text: str) -> list[tuple[float, str]]:
+def natural(text: str) -> str:
     """Sort key that puts `alpha 30` before `alpha 100`."""
-    parts = re.findall(r"\d+(?:\.\d+)?|\D+", text.replace(",", ""))
-    return [(float(part), "") if part[0].isdigit() else (math.inf, part) for part in parts]
+    return re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number[0]):024.9f}", text.replace(",", ""))
 
 
-def varied(runs: list[Run]) -> list[str]:
-    """The arguments in which the runs differ."""
-    return [name for name in sorted(runs[0].args) if len({value_text(run.args.get(name)) for run in runs}) > 1]
-
-
-def split(runs: list[Run], key) -> list[list[Run]]:
+def split(runs: list[Run], key: Callable) -> list[list[Run]]:
     """The runs with equal keys, in the order of their first."""
     found: dict[Any, list[Run]] = {}
     for run in runs:
@@ -210,88 +190,67 @@ def split(runs: list[Run], key) -> list[list[Run]]:
     return list(found.values())
 
 
-def blocks(runs: list[Run]) -> list[list[Run]]:
-    """The runs that can be compared: of one environment, task, data, metric and size."""
-    return split(runs, _block)
+def same_settings(runs: list[Run]) -> list[list[Run]]:
+    """The runs that differ in nothing but the seed, of one environment, dataset and metric."""
+    return split(runs, lambda run: (run.algo, flags_text(run.changed)))
 
 
-def _block(run: Run) -> tuple[Any, ...]:
-    """What the runs of a block share. The preset's size is sorted first, then its networks for other times."""
-    rest = flags_text(run.size | {"steps": 0})
-    return run.env, run.task or 0, run.data, run.metric, bool(run.size), rest, run.args["steps"] * bool(run.size)
-
-
-def read_runs(folders: list[Path]) -> tuple[list[Run], list[Run], list[tuple[Path, str]]]:
-    """All runs in these folders, at any depth: groups of seeds that differ in nothing else, the finished runs, and
-    (directory, reason) of what is left out. Raises UserError if there is no run. Links are not followed."""
-    runs: list[Run] = []
-    left_out: list[tuple[Path, str]] = []
-    for path in _directories(folders):
-        try:
-            config = read_json(path / "config.json")
-            if os.path.lexists(path / "result.json"):
-                runs += _read_run(path, config, read_json(path / "result.json"))
-            else:
-                state, steps = "running" if held(path) else "not finished", int(config["args"]["steps"])
-                left_out.append((path, f"{state}, at step {last_step(path):,} of {steps:,}"))
-        except Exception as error:  # whatever is wrong with a run, the others are reported
-            left_out.append((path, f"cannot be read ({type(error).__name__}: {error})"))
-    groups: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: (run.path.name.rpartition("__")[2], run.path), reverse=True):
-        digest = str(run.dataset.get("sha256"))
-        key = json.dumps([run.algo, run.env, run.task, run.metric, run.args["steps"], run.changed, run.data, digest])
-        group = groups.setdefault(key, run._replace(scores={}, curves={}))
-        for seed in list(run.scores):
-            if seed in group.scores:
-                left_out.append((run.path, f"seed {seed} was run again with the same settings, {group.path.name}"))
-                del run.scores[seed]
-            else:
-                group.scores[seed], group.curves[seed] = run.scores[seed], run.curves[seed]
-    found = [group._replace(scores=dict(sorted(group.scores.items()))) for group in groups.values()]
-    found.sort(key=lambda g: (*_block(g)[:-1], g.args["steps"], g.title, natural(flags_text(g.args))))
-    return found, [run for run in runs if run.scores], sorted(left_out)
-
-
-def _directories(folders: list[Path]) -> list[Path]:
-    found = []
+def read_runs(folders: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """All finished runs in these folders, at any depth, and (directory, reason) of what is left out. Raises UserError
+    if there is no run."""
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder.")
-        for path, names, files in os.walk(folder):
-            names.sort()
-            if {"config.json", "result.json", "checkpoint.msgpack"} & set(files):
-                found.append(Path(path))
-                names.clear()
-    if not found:
+    names = ("config.json", "result.json", "checkpoint.msgpack")
+    paths = {file.parent for folder in folders for name in names for file in folder.rglob(name)}
+    if not paths:
         raise UserError(f"there is no run directory in {', '.join(map(str, folders))}.")
-    return list(dict.fromkeys(found))
+    runs: dict[str, Run] = {}
+    left_out: list[tuple[Path, str]] = []
+    for path in sorted(paths, key=lambda path: (path.name.rpartition("__")[2], path), reverse=True):  # newest first
+        try:
+            for run in _read_run(path):
+                key = json.dumps([run.algo, run.place, run.metric, run.args["steps"], run.changed, run.data, run.seed])
+                if runs.setdefault(key, run) is not run:
+                    again = f"seed {run.seed} was run again with the same settings, {runs[key].path.name}"
+                    left_out.append((path, again))
+        except UserError as error:
+            left_out.append((path, str(error)))
+        except Exception as error:  # whatever is wrong with a run, the others are reported
+            left_out.append((path, f"cannot be read ({type(error).__name__}: {error})"))
+    return sorted(runs.values(), key=lambda run: run.order), sorted(left_out)
 
 
-def _read_run(path: Path, config: dict[str, Any], result: dict[str, Any]) -> list[Run]:
-    """The combinations of a finished run. Raises any error if something is missing or no number."""
+def _read_run(path: Path) -> list[Run]:
+    """The seeds of a finished run. Raises UserError if it is not finished, and any error if something is missing or no
+    number."""
+    config = json.loads((path / "config.json").read_text())
+    if not (path / "result.json").exists():
+        state, steps = "running" if held(path) else "not finished", int(config["args"]["steps"])
+        raise UserError(f"{state}, at step {last_step(path):,} of {steps:,}")
+    result = json.loads((path / "result.json").read_text())
     found = []
     algo, env, task = str(result["algo"]), str(result["env"]), result["task"] and int(result["task"])
-    commit, device = (str(result.get(name)) for name in ("git_commit", "device"))
-    speed, seconds = (float(result[name]) for name in ("updates_per_second", "wall_seconds"))
+    about: dict[str, Any] = {name: float(result[name]) for name in ("updates_per_second", "wall_seconds")}
+    about |= {"device": str(result.get("device")), "commit": str(result.get("git_commit"))}
+    usual = preset(algo, env)
     for part in result.get("grid", [result]):
         args = config["args"] | part.get("values", {}) | {"steps": int(result["steps"])}
         args = {name: value for name, value in args.items() if name not in _ignored()}
-        usual = preset(algo, env)
         changed = {name: value for name, value in args.items() if name not in usual or value != usual[name]}
         evaluations = [evaluation for evaluation in part["evaluations"] if evaluation["step"] > 0]
         metric = next(name for name in METRICS if name in evaluations[-1])
         regular = [evaluation for evaluation in evaluations if evaluation["step"] % args["eval_every"] == 0]
         counted = (regular or evaluations)[-3 if task else -1 :]
-        scale, scores, curves = 100 if metric == "success" else 1, {}, {}
         for i, seed in enumerate(map(int, result["seeds"])):
-            scores[seed] = scale * math.fsum(evaluation[metric][i] for evaluation in counted) / len(counted)
-            curves[seed] = {int(each["step"]): scale * float(each[metric][i]) for each in part["evaluations"]}
-            if not all(map(math.isfinite, [*curves[seed].values(), speed, seconds])):
+            scale = 100 if metric == "success" else 1
+            score = scale * math.fsum(evaluation[metric][i] for evaluation in counted) / len(counted)
+            curve = {int(each["step"]): scale * float(each[metric][i]) for each in part["evaluations"]}
+            if not all(map(math.isfinite, [*curve.values(), about["updates_per_second"], about["wall_seconds"]])):
                 raise ValueError("a number is not finite")
-        about = args, changed, dict(result["dataset"]), metric
-        run = Run(path, algo, env, task, *about, scores, curves, len(counted), commit, device, speed, seconds)
-        flags_text(changed) + run.data  # an error in these is one of this run alone
-        found.append(run)
+            what = path, algo, env, task, seed, args, changed, dict(result["dataset"]), metric
+            found.append(Run(*what, score, curve, len(counted), about))
+            found[-1].order  # noqa: B018  (an error in it is one of this run alone)
     return found
 
 

@@ -27,7 +27,7 @@ a .log file beside it. On a cluster the file system of --runs-dir must support f
 import argparse
 import contextlib
 import difflib
-import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -36,24 +36,25 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from shared import ROOT, Parser, held, last_step, read_json, titles
+from shared import ROOT, Parser, held, last_step, titles
 
 from common import UserError
-from common.args import one_line_errors
+from common.args import combination_name, one_line_errors
 from common.system import expanded, require, say
 
 KEYS = ("scripts", "envs", "tasks", "seeds")
-OWN_FLAGS = {"env", "task", "seed", "run-dir", "resume", "progress", "no-progress"}  # the sweep sets them
+SHOWN = {"script", "env", "task", "seed"}  # flags that stand in every job's title
+OWN_FLAGS = SHOWN | {"run-dir", "resume", "progress", "no-progress"}  # the sweep sets them
 STARTS = 3  # of one job that signals end: a job that runs out of memory would be killed for ever
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -67,90 +68,76 @@ class Job(NamedTuple):
     command: tuple[str, ...]
 
 
+def flag_name(name: str) -> str:
+    """batch-size, however it was written."""
+    return name.lstrip("-").replace("_", "-")
+
+
 class Loader(yaml.BaseLoader):
-    """Leaves every value as it is written: 1e-4, 0.10 and no are arguments, not numbers or truth values. Refuses a key
-    that is there twice, of which YAML's own loaders take the last."""
+    """Leaves every value as it is written, and refuses a key that is there twice."""
 
     def construct_mapping(self, node, deep=False):
-        names = [_flag(key.value) for key, _ in node.value if isinstance(key.value, str)]
+        names = [key.value.lstrip("-").replace("_", "-") for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def _flag(name: str) -> str:
-    """batch-size, however it was written."""
-    return name.lstrip("-").replace("_", "-")
-
-
 def read_blocks(path: Path) -> list[dict]:
     """Returns the blocks of a sweep file. Raises UserError if there are none."""
     try:
+        # The base loader leaves every value as it is written: 1e-4, 0.10 and no are not numbers or truth values.
         blocks = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        for block in blocks or [None]:
+            block["settings"] = {flag_name(name): value for name, value in block.get("settings", {}).items()}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from None
-    if not (blocks and isinstance(blocks, list) and all(isinstance(block, dict) for block in blocks)):
-        raise UserError(f"{path} must be a list of blocks, see tools/sweep.py --help.")
-    if not all(isinstance(block.get("settings", {}), dict) for block in blocks):
-        raise UserError(f"{path}: settings must be `flag: value` pairs.")
+    except (TypeError, AttributeError):
+        raise UserError(f"{path} must be a list of blocks whose settings are pairs, see --help.") from None
     return blocks
 
 
 def make_jobs(blocks: list[dict], runs_dir: Path) -> list[Job]:
     """Returns all combinations of each block, every job once. Raises UserError for what cannot be a job."""
-    combinations: list[tuple] = []
+    found: list[dict[str, str]] = []  # flag -> value of each job; "script" is no flag, but chosen in the same way
     for block in blocks:
-        settings = {_flag(name): _values(_flag(name), value) for name, value in block.get("settings", {}).items()}
-        axes = {key: _values(key, value) for key, value in block.items() if key != "settings"}
-        if unknown := axes.keys() - set(KEYS):
-            raise UserError(f"unknown key '{unknown.pop()}'; a block has {', '.join(KEYS)} and settings.")
-        for key in ("scripts", "envs"):
-            if key not in axes:
-                raise UserError(f"a sweep needs {key}: --{key} on the command line, or in every block of the file.")
-        for name in settings:
-            if name in OWN_FLAGS or not re.fullmatch("[a-z][a-z0-9-]*", name):
-                raise UserError(f"--{name} is no setting; a job's environment, task, seed and folder are the sweep's.")
-        _check_seeds(axes.setdefault("seeds", ["0"]), settings.get("num-seeds", []))
-        for words in itertools.product(*(axes.get(key, [None]) for key in KEYS)):
-            for chosen in itertools.product(*settings.values()):
-                combinations.append((*words, dict(zip(settings, chosen))))
-    flags = {flag for *_, settings in combinations for flag in settings}
-    varied = {flag for flag in flags if len({settings.get(flag) for *_, settings in combinations}) > 1}
-    jobs = [_make_job(runs_dir, varied, *combination) for combination in combinations]
+        if wrong := [*(block.keys() - {*KEYS, "settings"}), *(block["settings"].keys() & OWN_FLAGS)]:
+            raise UserError(f"a block has {', '.join(KEYS)}, and settings of the algorithm; '{wrong[0]}' is neither.")
+        block = {"seeds": "0"} | block
+        axes = {key.removesuffix("s"): check_values(key, block[key]) for key in KEYS if key in block}
+        axes |= {name: check_values(name, value) for name, value in sorted(block["settings"].items())}
+        if missing := {"script", "env"} - axes.keys():
+            raise UserError(f"a sweep needs {missing.pop()}s: on the command line, or in every block of the file.")
+        for number in map(int, filter(str.isdecimal, axes.get("num-seeds", []))):
+            if any(b - a < number for a, b in itertools.pairwise(sorted(map(int, axes["seed"])))):
+                raise UserError(f"with num-seeds {number} some seeds would be trained twice; take --seeds 0 {number}.")
+        found += [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    varied = {name for flags in found for name in flags if len({other.get(name) for other in found}) > 1}
+    jobs = [make_job(flags, varied, runs_dir) for flags in found]
     return list({job.run: job for job in jobs}.values())
 
 
-def _values(name: str, value: Any) -> list[str]:
+def check_values(name: str, value: Any) -> list[str]:
     """One value or several as a list. Raises UserError if they cannot be those of this key or setting."""
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(each, str) for each in values):
-        raise UserError(f"{name} must be a value or a list of values; several numbers in one: 256 256.")
-    if not values or "" in values:
-        raise UserError(f"{name} has no value, or an empty one.")
-    for each in values:
-        if values.count(each) > 1:
-            raise UserError(f'{name} has {each} twice; several numbers in one value: "{each} {each}".')
-        if name in ("tasks", "seeds") and not each.isdecimal():
-            raise UserError(f"{name}: {each} is not a whole number; write several as {name}: [1, 2] or --{name} 1 2.")
+    if not name or not values or not all(isinstance(each, str) and each for each in values):
+        raise UserError(f"'{name}' must have a name and a value, or a list of values, none of them empty.")
+    if len(set(values)) < len(values):
+        raise UserError(f'{name} has a value twice; several numbers in one value: "256 256".')
+    if name in ("tasks", "seeds") and not all(map(str.isdecimal, values)):
+        raise UserError(f"{name}: {' '.join(values)} must be whole numbers: {name}: [1, 2] or --{name} 1 2.")
     return values
 
 
-def _check_seeds(seeds: list[str], numbers: list[str]) -> None:
-    """Raises UserError if jobs that train several seeds side by side would train some of them twice."""
-    first = sorted(map(int, seeds))
-    for number in map(int, filter(str.isdecimal, numbers)):
-        if any(b - a < number for a, b in itertools.pairwise(first)):
-            apart = " ".join(str(first[0] + i * number) for i in range(len(first)))
-            raise UserError(f"with num-seeds {number} these seeds would be trained more than once; --seeds {apart}?")
-
-
-def _make_job(runs_dir: Path, varied: set, script: str, env: str, task: str | None, seed: str, settings: dict) -> Job:
+def make_job(values: dict[str, str], varied: set[str], runs_dir: Path) -> Job:
+    """The job with these flags; those in `varied` are in its title. Raises UserError for a value that is no value."""
+    script, env, seed, task = (values.get(name, "") for name in ("script", "env", "seed", "task"))
     file = Path(script).absolute() if script.endswith(".py") else ROOT / f"{script}.py"
     if not file.exists():
         close = difflib.get_close_matches(script, titles(), n=1)
         raise UserError(f"there is no {file.name}{f'; did you mean {close[0]}?' if close else '.'}")
-    flags = ["--env", env, *(["--task", task] if task else []), "--seed", seed]
-    for name, value in sorted(({"env": env} | settings).items()):
+    flags = []
+    for name, value in values.items():
         try:
             words = [word.replace("{env}", env) for word in shlex.split(value)]
         except ValueError as error:
@@ -159,14 +146,14 @@ def _make_job(runs_dir: Path, varied: set, script: str, env: str, task: str | No
             raise UserError(f"{name}: {smuggled[0]} is a flag, not a value; flags are settings of their own.")
         if value.lower() in ("true", "false"):
             flags.append(f"--{name}" if value.lower() == "true" else f"--no-{name}")
-        elif name != "env":
+        elif name != "script":
             flags += [f"--{name}", *words]
     which = file.stem if file.parent == ROOT else str(file)
     digest = hashlib.sha256(json.dumps([which, *flags]).encode()).hexdigest()[:8]
     place = f"{env}-task{task}" if task else env
     run = expanded(runs_dir).absolute() / re.sub("[/:]", "_", f"{place}__{file.stem}__{seed}__{digest}")
-    values = [f"{name}={value.rpartition('/')[2]}" for name, value in settings.items() if name in varied]
-    title = " ".join([which, env, *(["task", task] if task else []), "seed", seed, *values])
+    others = [f"{name}={value.rpartition('/')[2]}" for name, value in values.items() if name in varied - SHOWN]
+    title = " ".join([which, env, *(["task", task] if task else []), "seed", seed, *others])
     command = (sys.executable, str(file), *flags, "--no-progress", "--run-dir", str(run))
     return Job(title, run, run.with_name(f"{run.name}.log"), command)
 
@@ -174,11 +161,10 @@ def _make_job(runs_dir: Path, varied: set, script: str, env: str, task: str | No
 def state_of(job: Job) -> tuple[str, str]:
     """Returns done, running, stopped or waiting, and what there is to say about it."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        result = read_json(job.run / "result.json")
+        result = json.loads((job.run / "result.json").read_text())
         scores = []
         for part in result.get("grid", [result]):
-            values = ",".join(f"{name}={value:g}" for name, value in part.get("values", {}).items())
-            scores.append(f"{values} {part['score']:.3g}".strip())
+            scores.append(f"{combination_name(part.get('values', {}))} {part['score']:.3g}".strip())
         return "done", f"score {', '.join(scores)}"
     if not job.run.exists():
         return "waiting", ""
@@ -189,10 +175,12 @@ def state_of(job: Job) -> tuple[str, str]:
 
 
 class Sweep:
-    """Runs jobs on this machine, each worker on its own cores and, if there are any, its own GPU."""
+    """Runs jobs on this machine, each worker on its own cores and, if there are any, its own GPU. A worker is a thread,
+    from which its jobs inherit the cores."""
 
     def __init__(self, workers: int, gpus: list[str]):
         self.workers, self.gpus = workers, gpus
+        self.worker = threading.local()
         self.own: set[subprocess.Popen] = set()
         self.starts: Counter[Job] = Counter()
         self.changing = threading.Lock()
@@ -214,83 +202,59 @@ class Sweep:
         states: dict[Job, tuple[str, str]] = {}
         left = jobs
         while left and not self.stopping.is_set():
-            with ThreadPoolExecutor(self.workers) as pool:
-                states |= zip(left, pool.map(self.attend, left))
+            with ThreadPoolExecutor(self.workers, initializer=self._begin, initargs=(itertools.count(),)) as pool:
+                states |= zip(left, pool.map(self._attend, left))
             # What a signal ended or another process runs comes again when everything else is done.
             left = [job for job in left if states[job][0] not in ("done", "failed")]
             self.stopping.wait(1 if left else 0)
         return {job: states[job] if states.get(job, ("",))[0] == "failed" else state_of(job) for job in jobs}
 
-    def attend(self, job: Job) -> tuple[str, str]:
-        """Runs a job, unless it is done or another process runs it, on the first worker that is free. Returns its
-        state."""
-        folder = job.run.parent
-        tried = 0
-        while True:
-            worker, tried = tried % self.workers, tried + 1
-            if self.stopping.wait(0.2 * (tried > self.workers)) or state_of(job)[0] in ("done", "running"):
-                return state_of(job)
-            try:
-                # The job inherits the worker's lock: if the sweep is killed, its jobs go on and keep workers busy.
-                slot = os.open(folder / f".worker-{socket.gethostname()}-{worker}", os.O_RDWR | os.O_CREAT, 0o666)
-                try:
-                    fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return self._run(job, worker, slot)
-                finally:
-                    os.close(slot)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                return "failed", f"cannot start in {folder}, which must have room and support flock: {error.strerror}"
+    def _begin(self, numbers: Iterator[int]) -> None:
+        """Gives a worker its environment variables and its cores."""
+        worker = next(numbers)
+        self.worker.environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # an error is then the last line of the log
+        if self.gpus:
+            self.worker.environment["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
+        if 0 < len(self.gpus) < self.workers:
+            self.worker.environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            mine = [core for i, core in enumerate(cores) if i * self.workers // len(cores) == worker]
+            os.sched_setaffinity(0, mine or [cores[worker % len(cores)]])
 
-    def _run(self, job: Job, worker: int, slot: int) -> tuple[str, str]:
+    def _attend(self, job: Job) -> tuple[str, str]:
+        """Runs a job, unless it is done or another process runs it. Returns its state."""
+        if self.stopping.is_set() or state_of(job)[0] in ("done", "running"):
+            return state_of(job)
         say(f"start    {job.title}")
         self.starts[job] += 1
-        begin = job.log.stat().st_size if job.log.exists() else 0
-        code = self._start(job, worker, slot)
-        state = state_of(job)
-        if state[0] not in ("done", "running") and not self.stopping.is_set():
-            if code == 0:
-                state = "failed", "ended without a result.json"
-            elif 0 < code <= 128 and "another process is working" not in (reason := last_line(job.log, begin)):
-                state = "failed", reason or f"exit code {code}"
-            elif self.starts[job] == STARTS:
-                state = "failed", f"given up after {STARTS} starts, killed by signal {abs(code) % 128}"
-        say(f"{state[0]:8} {job.title}  {state[1]}")
-        return state
-
-    def _start(self, job: Job, worker: int, slot: int) -> int:
-        """Starts the job's command and waits for it. Returns the exit code, which is negative after a signal."""
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # so that an error is the last line of the log
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
-            if self.workers > len(self.gpus):
-                environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         with open(job.log, "ab") as log, self.changing:
             # In a session of its own, the job gets no signal from the terminal but the sweep's.
             process = subprocess.Popen(
-                job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[slot],
+                job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.worker.environment,
                 start_new_session=True,
             )  # fmt: skip
             self.own.add(process)
             if self.stopping.is_set():
                 process.terminate()
-        if hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            mine = [core for i, core in enumerate(cores) if i * self.workers // len(cores) == worker]
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, mine or [cores[worker % len(cores)]])
         code = process.wait()
         with self.changing:
             self.own.remove(process)
-        return code
+        state = state_of(job)
+        if state[0] not in ("done", "running") and not self.stopping.is_set():
+            if 0 <= code <= 128:
+                state = "failed", last_line(job.log) if code else "ended without a result.json"
+            elif self.starts[job] == STARTS:
+                state = "failed", f"given up after {STARTS} starts, killed by signal {abs(code) % 128}"
+        say(f"{state[0]:8} {job.title}  {state[1]}")
+        return state
 
 
-def last_line(log: Path, begin: int) -> str:
-    """The last line of a log after byte `begin` that says something."""
-    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
-    lines = [line.strip() for line in lines if line.strip("- ") and not line.startswith("For simplicity, JAX has")]
-    return lines[-1] if lines else ""
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line.strip("-") and not line.startswith("For simplicity, JAX has")]
+    return lines[-1] if lines else "no reason given"
 
 
 # ------------------------------------------------------------------------------------------------------------ on SLURM
@@ -304,11 +268,9 @@ class SlurmJob:
         self.command, self.log = command, log
 
     def __call__(self) -> None:
-        def ignore():  # SLURM warns all processes of the job
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
+        deaf = functools.partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN)  # SLURM warns all processes of the job
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=ignore)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=deaf)
         if code := self.process.wait():
             raise RuntimeError(f"exit code {code}, see {self.log}")
 
@@ -350,7 +312,7 @@ def submit(jobs: list[Job], args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser("tools/sweep.py", __doc__)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("file", nargs="?", type=Path, help="YAML file with the blocks of the sweep")
     for key in KEYS:
@@ -369,15 +331,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--gpus-per-job", type=int, default=0)
     add("--memory-gb", type=float)
     args = parser.parse_args(argv)
-    if args.runs_dir.exists() and not args.runs_dir.is_dir():
-        raise UserError(f"--runs-dir {args.runs_dir} is not a folder.")
-    for flag, value in {"--workers": args.workers, "--hours": args.hours}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{flag} {value} must be positive and finite.")
-    if args.slurm and args.gpus:
-        raise UserError("--gpus are this machine's; on SLURM each job asks for its own: --gpus-per-job 1.")
-    if not args.slurm and (args.partition or args.gpus_per_job or args.memory_gb):
-        raise UserError("--partition, --gpus-per-job and --memory-gb go with --slurm, without which jobs run here.")
+    if not (args.workers is None or args.workers > 0) or not 0 < args.hours < math.inf:
+        raise UserError("--workers and --hours must be positive and finite.")
+    if args.gpus if args.slurm else args.partition or args.gpus_per_job or args.memory_gb:
+        raise UserError("--gpus are this machine's; --partition, --gpus-per-job and --memory-gb go with --slurm.")
     return args
 
 
@@ -386,15 +343,12 @@ def read_jobs(args: argparse.Namespace) -> list[Job]:
     given = {key: value for key in KEYS if (value := getattr(args, key))}
     settings: dict[str, list[str]] = {}
     for flag, equals, value in (pair.partition("=") for pair in args.set):
-        if not equals or _flag(flag) in settings:
-            raise UserError(f"--set {flag} has no =, or is given twice; several values go into one: --set alpha=1,3")
+        if not equals:
+            raise UserError(f"--set {flag} has no =, as in --set alpha=1,3")
         # The comma of --set grid=alpha=1,3 is --grid's.
-        settings[_flag(flag)] = [value] if "=" in value else value.split(",")
-    blocks = read_blocks(args.file) if args.file else [{}]
-    for block in blocks:
-        named = {_flag(name): value for name, value in block.get("settings", {}).items()}
-        block |= given | {"settings": named | settings}
-    return make_jobs(blocks, args.runs_dir)
+        settings.setdefault(flag_name(flag), []).extend([value] if "=" in value else value.split(","))
+    blocks = read_blocks(args.file) if args.file else [{"settings": {}}]
+    return make_jobs([block | given | {"settings": block["settings"] | settings} for block in blocks], args.runs_dir)
 
 
 def main(argv: list[str]) -> int:
