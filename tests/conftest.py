@@ -15,27 +15,25 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 pytest.register_assert_rewrite("helpers", "parity")
 
-COMPILATION = {
+# Before JAX is imported; xdist's workers, the scripts and the pytest that tests start inherit it.
+os.environ |= {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, which is most of what tests do; the same numbers
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    # A third of the time to compile. XLA ends the process at a flag that it does not know, and later ones do not.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # Kept for the next session, which then takes three quarters of the time; `pytest --cache-clear` empties it.
 COMPILED, MAX_COMPILED_BYTES = ROOT / ".pytest_cache" / "d" / "compiled", 2**30
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) and "XLA_FLAGS" not in os.environ:
-    # A third of the time to compile. XLA ends the process at a flag that it does not know, and later ones do not.
-    COMPILATION["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
-# Before JAX is imported; xdist's workers, the scripts and the pytest that tests start inherit it.
-os.environ |= COMPILATION
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 # Also where there is a GPU: its sums have another order, and every process takes its memory. JAX_PLATFORMS=cuda,cpu
-# tries it all the same, with all digits of its products, of which it drops half by default (TF32): the authors' numbers
-# have them.
+# tries it all the same, with all digits of its products, of which it drops half by default (TF32).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 
-from helpers import SCRIPTS, launch_in_process, maze_flags, write_pointmaze
+from helpers import SCRIPTS, launch_in_process, tiny_flags, write_pointmaze
 
 from common import args as common_args
 
@@ -43,7 +41,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in a shell's background job; the processes that tests start would have it ignored too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-multiprocessing.set_forkserver_preload(["common.evaluation", "ogbench.locomaze.maze"])  # for `quick_workers`
+multiprocessing.set_forkserver_preload(["common.evaluation", "ogbench.locomaze.maze"])  # for `quick_runs`
 
 
 def pytest_configure(config):
@@ -73,18 +71,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Runs draw their pictures, a second or two each, where the test is about them: @pytest.mark.pictures."""
+def quick_runs(request, monkeypatch):
+    """Runs draw their pictures, a second or two each, only where the test is about them: @pytest.mark.pictures. Workers
+    are forked from one process that has imported what they need, but in the programs that tests start."""
     if "pictures" not in request.keywords:
         monkeypatch.setattr("common.runs.draw_run", lambda *_: [])
-
-
-@pytest.fixture(autouse=True)
-def quick_workers(request, monkeypatch):
-    """Workers are forked from one process that has imported what they need, in a tenth of the second that each takes
-    otherwise. Not where tests are about workers, nor in the programs that tests start."""
-    if request.path.stem not in ("test_workers", "test_evaluation"):
-        monkeypatch.setattr("common.workers.START_METHOD", "forkserver")
+    monkeypatch.setattr("common.workers.START_METHOD", "forkserver")
 
 
 @pytest.fixture
@@ -103,10 +95,18 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(data_dir, tmp_path_factory) -> Path:
-    """The directory of a whole run of `maze_flags`."""
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    return launch_in_process(import_module("driftql"), *maze_flags(data_dir), "--run-dir", directory)
+def finished(tmp_path_factory) -> Path:
+    """The directory of a whole run of `tiny_flags("driftql")`. Do not change it."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.runs.draw_run", lambda *_: [])
+        return launch_in_process(import_module("driftql"), *tiny_flags("driftql"), "--run-dir", directory)
+
+
+@pytest.fixture
+def ended(finished, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "ended")
 
 
 @pytest.fixture

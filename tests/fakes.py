@@ -7,7 +7,7 @@ from common.data.ogbench import make_ogbench_env
 
 
 class Recorder(gymnasium.Env):
-    """Ten steps; the reward is the action, the observation counts the steps, success comes in odd episodes."""
+    """Ten steps; reward and position are the action, the observation counts the steps, odd episodes succeed."""
 
     observation_space = gymnasium.spaces.Box(-1, 100, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
@@ -19,26 +19,9 @@ class Recorder(gymnasium.Env):
     def step(self, action):
         self.t += 1
         done = self.t == 10 or (self.odd and self.t == 4)
-        return (
-            np.full(1, self.t, np.float32),
-            float(action[0]),
-            bool(self.odd and done),
-            done,
-            {"success": bool(self.odd)},
-        )
-
-
-class Listener(Recorder):
-    """Reports each action that it gets as its position, so that the evaluation hands it on."""
-
-    def step(self, action):
-        *rest, info = super().step(action)
-        return *rest, info | {"xy": np.array([action[0], self.t])}
-
-
-class Failing(Recorder):
-    def step(self, action):
-        raise FloatingPointError("the simulation blew up")
+        observation, success = np.full(1, self.t, np.float32), bool(self.odd)
+        info = {"success": success, "xy": np.array([action[0], self.t])}
+        return observation, float(action[0]), success and done, done, info
 
 
 def make_short_maze(name: str, steps: int) -> gymnasium.Env:

@@ -33,8 +33,8 @@ CHEAP = {
     "idql": {"diffusion_steps": 2, "num_samples": 2, "critic_batch_size": 16},
 }
 TINY = {
-    "hidden_dims": (16, 16), "batch_size": 32, "steps": 200, "log_every": 50, "eval_every": 100, "save_every": 100,
-    "eval_episodes": 16,
+    "hidden_dims": (8,), "batch_size": 32, "steps": 40, "log_every": 10, "eval_every": 20, "save_every": 20,
+    "eval_episodes": 16, "eval_workers": 1,
 }  # fmt: skip
 
 
@@ -49,12 +49,6 @@ def tiny_flags(script: str, env: str = "bandit", **changes) -> list[str]:
     for name, value in ({"env": env} | TINY | CHEAP.get(script, {}) | changes).items():
         words += [common_args.flag_of(name), *map(str, value if isinstance(value, tuple) else (value,))]
     return words
-
-
-def maze_flags(data_dir: Path) -> list[str]:
-    """DriftQL on real data, long enough to be interrupted."""
-    sizes = {"steps": 600, "log_every": 20, "eval_every": 300, "save_every": 100, "eval_episodes": 1}
-    return [*tiny_flags("driftql", NAME, **sizes), "--data-dir", str(data_dir)]
 
 
 def compiled(agent):
@@ -125,18 +119,11 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in children.read_text().split()] if children.exists() else []
 
 
-# ---------------------------------------------------------------------------------------------------- what a run leaves
-
-
 def metrics_of(directory: Path) -> list[dict]:
     """Rows of both logs without the timing column."""
-    rows = []
-    for name in ("train.csv", "eval.csv"):
-        with open(directory / name, newline="") as file:
-            rows += csv.DictReader(file)
-    for row in rows:
-        row.pop("charts/updates_per_second", None)
-    return rows
+    logs = [(directory / name).read_text().splitlines() for name in ("train.csv", "eval.csv")]
+    rows = [row for log in logs for row in csv.DictReader(log)]
+    return [{name: x for name, x in row.items() if name != "charts/updates_per_second"} for row in rows]
 
 
 def state_of(directory: Path) -> dict:
@@ -157,26 +144,20 @@ def assert_same_run(directory: Path, other: Path) -> None:
     assert first["score_per_seed"] == second["score_per_seed"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-def write_pointmaze(path: Path, episodes: int = 6, steps: int = 101) -> dict[str, np.ndarray]:
-    """A file in OGBench's format from its own pointmaze environment, with random actions. Also returns the arrays."""
-    env = make_ogbench_env(NAME, 1)
-    rng = np.random.default_rng(0)
-    columns = {"observations": [], "actions": [], "terminals": [], "qpos": []}
+def write_pointmaze(path: Path, episodes: int = 6, steps: int = 101) -> None:
+    """A file in OGBench's format from its own pointmaze environment, with random actions."""
+    env, rng = make_ogbench_env(NAME, 1), np.random.default_rng(0)
+    rows = []
     for episode in range(episodes):
         observation, _ = env.reset(seed=episode)
         for i in range(steps):
             action = rng.uniform(-1, 1, 2).astype(np.float32)
-            row = (observation, action, i == steps - 1, observation)
-            for column, value in zip(columns.values(), row):
-                column.append(value)
+            rows.append((observation, action, i == steps - 1, observation))
             observation = env.step(action)[0]
     env.close()
-    arrays = {name: np.array(x, bool if name == "terminals" else np.float32) for name, x in columns.items()}
+    arrays = dict(zip(("observations", "actions", "terminals", "qpos"), map(np.array, zip(*rows))))
+    arrays = {name: x.astype(bool if name == "terminals" else np.float32) for name, x in arrays.items()}
     np.savez(path, **arrays)
-    return arrays
 
 
 def make_dataset(observations, actions, rewards, masks, terminals) -> Dataset:

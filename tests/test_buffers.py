@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import NAME, make_dataset
 
-from common.buffers import make_buffer, repeat, sample
+from common.buffers import make_buffer, sample
 from common.data import load_dataset
 
 
@@ -43,8 +43,3 @@ def test_without_rows_each_row_starts_a_transition_unless_its_next_observation_i
     for name in ("observations", "actions", "rewards", "masks", "terminals"):
         with pytest.raises(ValueError, match=f"no {name} .* in a dataset of"):
             make_buffer({key: x for key, x in columns.items() if key != name})
-
-
-def test_metrics_are_means_over_the_loop():
-    state, metrics = repeat(lambda x: (x + 1, {"x": x, "twice": 2 * x}), jnp.float32(0), 5)
-    assert (state, metrics) == (5, {"x": 2, "twice": 4})

@@ -1,50 +1,34 @@
-"""What a user does to a script: take the algorithm out, wrap the environment, bring an environment that fails."""
+"""What README.md and docs/own-algorithm.md show: take the algorithm out of a script, change its `load`."""
 
-import dataclasses
-import os
 import re
 import signal
 import subprocess
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
-from fakes import Recorder
-from helpers import CHEAP, ROOT, maze_flags, metrics_of, result_of, start, tiny_args, tiny_flags, wait_for
+from helpers import CHEAP, NAME, ROOT, launch_in_process, result_of, tiny_args, tiny_flags, wait_for
 
-import driftql
-from common.evaluation import Evaluator, environment_seed
+from common import checkpoints
+from common.data import load_dataset
+from common.runs import Run
 
-# --------------------------------------------------------------------------------------- the algorithm without the rest
-
-TRAIN = """
+BEFORE = """
 import sys
-folder, name, settings = sys.argv[1:]
-sys.path.insert(0, folder)
+sys.path.insert(0, ".")
 sys.modules |= dict.fromkeys({others})
-
-import functools, importlib, jax, numpy as np
-script = importlib.import_module(name)
-from common.buffers import make_buffer
-
-rng = np.random.default_rng(0)
+import numpy as np
+rng, losses = np.random.default_rng(0), []
 observations, actions = rng.normal(size=(500, 3)), rng.uniform(-1, 1, (500, 2))
 terminals = np.arange(500) % 5 == 4
 arrays = dict(observations=observations, actions=actions, masks=1 - terminals, terminals=terminals)
 arrays["rewards"] = 3 + observations[:, 0] - abs(actions[:, 1])
-
-args = script.Args(**eval(settings))
-agent, buffer = script.make_agent(args, 3, 2), make_buffer(arrays)
-state, losses = jax.jit(agent.init)(jax.random.PRNGKey(0)), []
-train = jax.jit(functools.partial(script.train_chunk, agent, batch_size=32, num_updates=100))
-for _ in range(5):
-    state, metrics = train(state, buffer)
-    losses.append(metrics["losses/critic"])
+"""
+AFTER = """
 assert losses[-1] < 0.5 * losses[0], losses
-assert agent.act(state, observations[:7], jax.random.PRNGKey(1)).shape == (7, 2)
+assert actions.shape == (500, 2)
 ours = [module.__file__ for module in sys.modules.values() if module and module.__name__.startswith("common.")]
-assert len(ours) == 2 and all(file.startswith(folder) for file in ours), ours
+assert len(ours) == 2 and all(file.startswith(sys.argv[1]) for file in ours), ours
 """
 OTHERS = ["ogbench", "gymnasium", "tyro", "mujoco", "tensorboardX", "tqdm", "cloudpickle", "matplotlib", *(
     f"common.{path.stem}" for path in (ROOT / "common").iterdir() if path.stem not in ("critics", "buffers", "__init__")
@@ -52,151 +36,83 @@ OTHERS = ["ogbench", "gymnasium", "tyro", "mujoco", "tensorboardX", "tqdm", "clo
 
 
 def test_the_algorithm_can_be_taken_out(script, tmp_path):
-    """The part above the cut and two files learn from NumPy arrays where nothing else can be imported. The base class
-    of the arguments is all that has to be written."""
-    above, _, below = (ROOT / f"{script.__name__}.py").read_text().partition("-- cut here")
-    base = "class BaseArgs:\n    steps = 1_000_000"
-    above, count = re.subn("^from common.args import BaseArgs$", base, above, flags=re.MULTILINE)
-    assert below and count == 1
-    (tmp_path / f"{script.__name__}.py").write_text(above)
-    (tmp_path / "common").mkdir()
-    for name in ("critics.py", "buffers.py"):
-        (tmp_path / "common" / name).write_text((ROOT / "common" / name).read_text())
-    settings = {"hidden_dims": (32, 32), "learning_rate": 1e-3, "discount": 0.1} | CHEAP[script.__name__]
-    command = [sys.executable, "-I", "-c", TRAIN.replace("{others}", repr(OTHERS)), tmp_path, script.__name__]
-    subprocess.run([*command, repr(settings)], cwd=tmp_path, check=True)
+    """By the README's commands and example: the part above the cut and two files learn from NumPy arrays where nothing
+    else can be imported. The base class of the arguments is all that has to be written."""
+    name, readme = script.__name__, (ROOT / "README.md").read_text()
+    section = readme.partition("## Read a script, and take it out")[2].partition("\n## ")[0]
+    (bash, python), elsewhere = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL), tmp_path / "elsewhere"
+    commands = bash.replace("driftql", name).replace("elsewhere", str(elsewhere))
+    subprocess.run(["bash", "-ec", commands], cwd=ROOT, check=True)
+    old, new = re.search(r"replace `(.*?)` by `(.*?)`", section).groups()
+    source = (elsewhere / f"my_{name}.py").read_text()
+    assert source.count(f"\n{old}\n") == 1
+    (elsewhere / f"my_{name}.py").write_text(source.replace(old, new))
+    settings = {"hidden_dims": (32, 32), "learning_rate": 1e-3, "discount": 0.1} | CHEAP[name]
+    for shown, small in {
+        "my_driftql": f"my_{name}",
+        "hidden_dims=(256, 256), alpha=10": f"**{settings!r}",
+        "observation_dim=29, action_dim=8": "observation_dim=3, action_dim=2",
+        "batch_size=256, num_updates=1_000": "batch_size=32, num_updates=100",
+        "range(100)": "range(5)",
+        "buffer=buffer)\n": 'buffer=buffer)\n    losses.append(metrics["losses/critic"])\n',
+    }.items():
+        assert python.count(shown) == 1
+        python = python.replace(shown, small)
+    program = BEFORE.replace("{others}", repr(OTHERS)) + python + AFTER
+    subprocess.run([sys.executable, "-I", "-c", program, elsewhere], cwd=elsewhere, check=True)
 
 
-# ---------------------------------------------------------------------------------------------- a changed load(args)
+@pytest.fixture
+def changed(tmp_path, data_dir):
+    """changed(name, number): docs/own-algorithm.md's diff applied to DriftQL, as a module, and the flags of a short run
+    on the small maze."""
 
-CHUNKS = '''
-import dataclasses
-import gymnasium
-import numpy as np
+    def apply(name: str, number: int):
+        diff = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "own-algorithm.md").read_text(), re.DOTALL)[number]
+        path = tmp_path / "driftql.py"
+        path.write_text((ROOT / "driftql.py").read_text())
+        subprocess.run(["patch", "-p1", "--fuzz=0"], input=diff, cwd=tmp_path, text=True, check=True)
+        return checkpoints.import_script(name, path.rename(tmp_path / f"{name}.py")), [
+            *tiny_flags("driftql", NAME, steps=20, eval_every=10, save_every=10, eval_episodes=1),
+            *("--data-dir", data_dir, "--run-dir", tmp_path / "run"),
+        ]
 
-
-class Chunks(gymnasium.Wrapper):
-    """Takes two actions at once."""
-
-    def __init__(self, env):
-        super().__init__(env)
-        low, high = env.action_space.low, env.action_space.high
-        self.action_space = gymnasium.spaces.Box(np.tile(low, 2), np.tile(high, 2))
-
-    def step(self, actions):
-        total = 0.0
-        for action in np.split(actions, 2):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += reward
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
+    return apply
 
 
-def load(args):
-    dataset = load_dataset(args.env, args.task, args.data, args.data_dir)
-    even = np.arange(len(dataset.terminals)) % 101 % 2 == 0  # the file's trajectories have 101 rows
-    actions, rewards = (np.roll(x, -1, axis=0) for x in (dataset.actions, dataset.rewards))
-    return dataclasses.replace(
-        dataset,
-        make_env=lambda **options: Chunks(dataset.make_env(**options)),
-        actions=np.append(dataset.actions, actions, axis=1)[even],
-        rewards=(dataset.rewards + args.discount * rewards)[even],
-        **{name: getattr(dataset, name)[even] for name in ("observations", "masks", "terminals")},
-        rows=np.flatnonzero(dataset.terminals[even] == 0).astype(np.int32),
-    )
+def test_n_step_returns_as_in_the_document(changed, data_dir):
+    script, flags = changed("with_n_step", 0)
+    data = load_dataset(NAME, data_dir=str(data_dir))
+    ours = script.load(tiny_args(script, NAME, data_dir=str(data_dir), n_step=3, discount=0.9))
+    start, end = data.rows[0], data.rows[99]  # of a trajectory that never reaches the goal: -1 at each step
+    np.testing.assert_allclose(ours.rewards[[start, end]], [-(1 + 0.9 + 0.81), -1])
+    np.testing.assert_allclose(ours.masks[[start, end]], [0.81, 1])
+    np.testing.assert_array_equal(ours.next_observations[[start, end]], data.observations[[start + 3, end + 1]])
+    assert result_of(launch_in_process(script, *flags, "--n-step", 3))["steps"] == 20
 
 
-'''
+def test_action_chunks_as_in_the_document_train_go_on_and_are_played(changed, tmp_path, monkeypatch):
+    script, flags = changed("chunked", 1)
+    real = Run.log
 
+    def log(run, metrics):
+        real(run, metrics)
+        if run.step == 10:
+            signal.raise_signal(signal.SIGTERM)
+            wait_for(lambda: run.signals.number)
 
-def test_a_script_that_wraps_its_environment_trains_goes_on_and_is_played(tmp_path, data_dir):
-    source, run, environment = (ROOT / "driftql.py").read_text(), tmp_path / "run", os.environ | {"PYTHONPATH": ROOT}
-    start_of_load, start_of_main = source.index("def load(args"), source.index("def main(args")
-    chunked = tmp_path / "chunked.py"
-    chunked.write_text(source[:start_of_load] + CHUNKS + source[start_of_main:])
-    command = [chunked, *maze_flags(data_dir), "--run-dir", run]
-    process = start(*command, env=environment)
-    wait_for(lambda: (run / "eval.csv").exists() and len(metrics_of(run)) > 3, process)
-    process.send_signal(signal.SIGTERM)
-    assert (process.wait(), start(*command, env=environment).wait()) == (143, 0)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log)
+        launch_in_process(script, *flags)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpoints.load(tmp_path / "run")["about"]["step"] == 10
+    run = launch_in_process(script, "--run-dir", tmp_path / "run")
     last = result_of(run)["evaluations"][-1]
-    assert last["length"][0] <= 500  # OGBench's 1,000 steps by twos
-    play = [sys.executable, ROOT / "tools" / "play.py", run, "--script", chunked, "--no-progress"]
+    assert (result_of(run)["dataset"]["action_dim"], last["step"]) == (10, 20)
+    assert last["length"][0] <= 200  # OGBench's 1,000 steps by fives
+    play = [sys.executable, ROOT / "tools" / "play.py", run, "--script", tmp_path / "chunked.py", "--no-progress"]
     played = subprocess.run(play, capture_output=True, text=True, cwd=tmp_path)
     assert played.returncode == 0, played.stderr
     assert "chunked on" in played.stdout
     assert all(f"{name} {last[name][0]:.4g} " in played.stdout for name in ("return", "length"))
-
-
-# ----------------------------------------------------------------------------------------- environments of one's own
-
-
-@pytest.fixture
-def with_env(monkeypatch):
-    """with_env(class): DriftQL has the bandit's data and this environment."""
-    data = driftql.load(driftql.args_for("bandit"))
-    return lambda env: monkeypatch.setattr(driftql, "load", lambda _: dataclasses.replace(data, make_env=env))
-
-
-def own(observation=(0,), reward=1.0, ends=False, info=None, first=(0,)):
-    """An environment for the bandit's data, with what its steps give. What is an exception is raised."""
-
-    class Own(Recorder):
-        action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
-
-        def reset(self, **options):
-            return given(first), super().reset(**options)[1]
-
-        def step(self, action):
-            return given(observation), reward, ends, False, info
-
-    return Own
-
-
-def given(value):
-    if isinstance(value, Exception):
-        raise value
-    return value
-
-
-@pytest.mark.parametrize(
-    ("env", "message"),
-    [
-        (own(FloatingPointError("it blew up")), "the environment Own failed: FloatingPointError: it blew up"),
-        (own(first=FloatingPointError("it blew up")), "the environment Own failed: FloatingPointError: it blew up"),
-        (own([np.nan], info={}), "the environment Own gave an observation that is not finite"),
-        (own([0, 0], info={}), "the environment Own gave an observation of shape (2,), not (1,)"),
-        (own(["here"], info={}), "an observation of the environment Own failed: ValueError: could not convert"),
-        (own(reward=np.nan, info={}), "the environment Own gave the reward nan, which is not a finite number"),
-        (own(ends=True, info={"success": "yes"}), "the environment Own gave the success 'yes'"),
-        (own(ends=True, info={"success": np.ones(2)}), "the environment Own gave the success array([1., 1.])"),
-        (own(info=None), "the environment Own failed: TypeError"),
-        (own(info={"xy": 3.0}), "the environment Own failed: TypeError"),
-    ],
-)
-def test_what_is_wrong_with_an_environment_is_one_message(env, message, with_env, fails):
-    with_env(env)
-    error = fails(driftql, *tiny_flags("driftql"))
-    assert message in error
-    assert error.count("error:") == 1 and "memory" not in error
-
-
-def test_a_success_may_be_reported_only_where_there_is_one(with_env, tmp_path):
-    """Also as an array of one number. The episodes and evaluations that report none have a success of 0."""
-
-    class OnlyAtGoal(own(ends=True)):
-        def step(self, action):
-            return *super().step(action)[:4], {"success": np.array([True])} if self.odd else {}
-
-    with Evaluator(OnlyAtGoal, lambda state, observations, key: state + np.zeros((1, 2)), [3], 9, 2, False) as evaluate:
-        found = evaluate(np.zeros(1), 0)["success"][0]
-    assert found.tolist() == [environment_seed(3, 0, episode) % 2 for episode in range(9)]
-
-    with_env(OnlyAtGoal)
-    reached = lambda seed: [environment_seed(seed, step, 0) % 2 for step in (0, 100, 200)]  # noqa: E731
-    seed = next(seed for seed in range(99) if reached(seed) == [0, 1, 0])
-    args = tiny_args(driftql, seed=seed, eval_episodes=1, run_dir=str(tmp_path / "run"))
-    result = result_of(driftql.main(args))
-    assert [evaluation["success"] for evaluation in result["evaluations"]] == [[0], [1], [0]]
-    assert (result["score"], result["score_is"]) == (0, "mean success of the last evaluation")

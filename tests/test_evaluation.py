@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Listener, Recorder, make_short_maze
+from fakes import Recorder, make_short_maze
 from helpers import ROOT, alive, wait_for
 
-from common import UserError, evaluation
-from common.data.ogbench import make_ogbench_env
-from common.evaluation import Evaluator, environment_seed
+from common import UserError
+from common.evaluation import FIGURES, Evaluator, environment_seed
+from common.runs import append_rows, read_evaluations
 
 evaluator = functools.partial(Evaluator, progress=False)
 
@@ -42,31 +42,20 @@ def test_success_return_and_length_of_each_episode():
             assert total == pytest.approx(offset * length + 0.01 * length * (length - 1) / 2, rel=1e-5)
 
 
-def test_environments_alive_at_once(monkeypatch):
-    """At most 32 for any number of seeds up to 32, as one may take 200 MB; then one per seed."""
-    monkeypatch.setattr(evaluation, "Workers", lambda work, arguments: [lanes for _, lanes in arguments])
-    for seeds, alive_at_once in ((1, 25), (5, 30), (8, 32), (20, 20), (40, 40)):
-        assert sum(evaluator(make_short_maze, noisy_act, list(range(seeds)), 50, 3).workers) == alive_at_once
-
-
 def test_the_noise_of_actions_is_drawn_anew_at_every_step():
     """Of every episode, every evaluation and every seed; the same state and observation otherwise."""
     act = lambda state, observations, key: 0.9 * jax.random.uniform(key, (len(observations), 1))  # noqa: E731
     drawn = []
     for seed in (4, 5):  # paths are those of the first seed
-        with evaluator(Listener, act, [seed, seed + 1], 12) as evaluate:
-            for step in (0, 100):
-                results = evaluate(jnp.zeros(2), step)
-                assert [len(path) for path in results["paths"]] == results["length"][0].tolist()
-                drawn += [path[:, 0] for path in results["paths"]]
+        with evaluator(Recorder, act, [seed, seed + 1], 12) as evaluate:
+            drawn += [path[:, 0] for step in (0, 100) for path in evaluate(jnp.zeros(2), step)["paths"]]
     everything = np.concatenate(drawn)
-    assert len(everything) > 200
-    assert len(np.unique(everything)) == len(everything)
+    assert 200 < len(everything) == len(np.unique(everything))
 
 
 def test_neither_workers_nor_other_members_change_a_result():
     """Bit for bit, with policy noise, in a real maze whose teleports draw from NumPy's global generator."""
-    make_env = functools.partial(make_ogbench_env, "pointmaze-teleport-navigate", 1)
+    make_env = functools.partial(make_short_maze, "pointmaze-teleport-navigate", 200)
     results = []
     for seeds, workers in (([0, 1], 1), ([0, 1], 3), ([1], 2)):
         with evaluator(make_env, noisy_act, seeds, 5, workers) as evaluate:
@@ -107,12 +96,63 @@ def test_the_environment_s_seed_is_of_seed_step_and_episode():
     np.testing.assert_array_equal(told[0], again)
 
 
-@pytest.mark.parametrize(("number", "advice"), [(signal.SIGKILL, "signal 9 .*memory"), (signal.SIGSEGV, "signal 11 ")])
-def test_a_killed_worker_is_reported_with_the_signal(number, advice):
+def test_a_killed_worker_is_reported_with_the_signal():
     with evaluator(Recorder, echoing_act, [0], 4, workers=2) as evaluate:
-        os.kill(evaluate.workers.processes[0].pid, number)
-        with pytest.raises(UserError, match=f"worker process.*{advice}"):
+        os.kill(evaluate.workers.processes[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"worker process.*signal 9 .*memory"):
             evaluate(jnp.zeros(1), 0)
+
+
+def own(observation=(0,), reward=1.0, ends=False, info=None, broken=False):
+    """An environment with what its steps give, or whose reset is broken."""
+
+    class Own(Recorder):
+        def reset(self, **options):
+            if broken:
+                raise FloatingPointError("it blew up")
+            return super().reset(**options)
+
+        def step(self, action):
+            return observation, reward, ends, False, info
+
+    return Own
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (own(broken=True), "the environment Own failed: FloatingPointError: it blew up"),
+        (own([np.nan], info={}), "the observation [nan], which is not finite numbers of shape (1,)"),
+        (own([0, 0], info={}), "the environment Own gave the observation [0, 0]"),
+        (own(["here"], info={}), "the environment Own gave the observation ['here']"),
+        (own(reward=np.nan, info={}), "the environment Own gave the reward nan, which is not a finite number"),
+        (own(ends=True, info={"success": "yes"}), "the environment Own gave the success 'yes'"),
+        (own(ends=True, info={"success": np.ones(2)}), "the environment Own gave the success array([1., 1.])"),
+        (own(info=None), "the environment Own failed: TypeError"),
+        (own(info={"xy": 3.0}), "the environment Own failed: TypeError"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_one_message(env, message):
+    with pytest.raises(UserError) as error, evaluator(env, echoing_act, [0], 2, 1) as evaluate:
+        evaluate(jnp.zeros(1), 0)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_success_may_be_reported_only_where_there_is_one(tmp_path):
+    """Also as an array of one number. The episodes and evaluations that report none have a success of 0."""
+
+    class OnlyAtGoal(own(ends=True)):
+        def step(self, action):
+            return *super().step(action)[:4], {"success": np.array([True])} if self.odd else {}
+
+    with evaluator(OnlyAtGoal, echoing_act, [3], 9, 2) as evaluate:
+        found = evaluate(jnp.zeros(1), 0)["success"][0]
+    assert found.tolist() == [environment_seed(3, 0, episode) % 2 for episode in range(9)]
+
+    columns, log = ["step", "seed", *(f"eval/{name}" for name in FIGURES)], tmp_path / "eval.csv"
+    rows = [{"step": i, "seed": 3, "eval/return": 1.0} | ({"eval/success": 1.0} if i else {}) for i in range(2)]
+    append_rows(log, rows, columns)
+    assert [evaluation["success"] for evaluation in read_evaluations(log)] == [[0], [1]]
 
 
 PARENT = """
@@ -128,17 +168,13 @@ class Hanging(Recorder):
         os.write(1, f"{os.getpid()}\\n".encode())  # whole, though two write
         time.sleep(600)
 
-def stopping():
-    if os.path.exists("crash"):
-        raise ValueError
-
-with Evaluator(Hanging, lambda state, observations, key: observations, [0], 4, 2, False, stopping) as evaluate:
+with Evaluator(Hanging, lambda state, observations, key: observations, [0], 4, 2, False) as evaluate:
     evaluate(jnp.zeros(1), 0)
 """
 
 
-@pytest.mark.parametrize("how", ["crash", "kill", "interrupt"])
-def test_no_worker_outlives_its_parent(how, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(number, tmp_path):
     """Though an environment hangs in its step."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(ROOT), str(ROOT / "tests")], cwd=tmp_path,
@@ -146,11 +182,9 @@ def test_no_worker_outlives_its_parent(how, tmp_path):
     )  # fmt: skip
     workers = [int(process.stdout.readline()) for _ in range(2)]
     assert all(map(alive, workers))
-    if how == "crash":
-        (tmp_path / "crash").touch()
-    elif how == "kill":
+    if number == signal.SIGKILL:
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
+        os.killpg(process.pid, number)  # as Ctrl-C does: to the workers too
     process.wait(timeout=60)
     wait_for(lambda: not any(map(alive, workers)), seconds=60)

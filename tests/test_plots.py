@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import NAME
 
-from common import UserError, plots
+from common import plots
 from common.data.bandits import Bandit, load_bandit
 from common.data.ogbench import make_ogbench_env
 
@@ -43,38 +43,18 @@ def test_the_curve_has_a_line_per_seed_and_their_mean_or_one_per_combination(tmp
     assert shown["labels"][-2:] == ["alpha=1", "alpha=3"]
 
 
-def test_a_bandit_s_picture_has_the_data_and_the_policy_s_actions(tmp_path, shown, capsys):
+def test_pictures_of_a_bandit_and_a_maze_show_where_the_policy_went(tmp_path, shown, capsys):
     data, paths = load_bandit("bandit").actions, [np.array([[0.1, 0.2]]), np.array([[0.3, 0.4]])]
     assert plots.draw_run(tmp_path, RESULT, bandit, paths, data) == ["curve.png", "rollouts.png"]
     np.testing.assert_allclose(shown["points"][0], data[:2000])
     np.testing.assert_allclose(shown["points"][1], np.concatenate(paths))
     assert not capsys.readouterr().out
-
-
-def test_a_maze_s_picture_shows_where_each_episode_went(tmp_path, shown):
     paths = [np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]]), np.array([[4.0, 4.0], [5.0, 4.0]])]
-    env = make_ogbench_env(NAME, 2)
+    env, lines = make_ogbench_env(NAME, 2), len(shown["lines"])
     env.reset(seed=0)
     goal = env.unwrapped.cur_goal_xy
     assert plots.draw_rollouts(tmp_path / "a.png", NAME, 2, lambda: env, paths)
-    np.testing.assert_allclose(shown["lines"][0], paths[0])
-    np.testing.assert_allclose(shown["lines"][2], paths[1])
+    np.testing.assert_allclose(shown["lines"][lines], paths[0])
+    np.testing.assert_allclose(shown["lines"][lines + 2], paths[1])
     assert np.linalg.norm(shown["lines"][-1][0] - goal) < 1.5  # the goal is drawn anew around its cell
-    for x in (paths, []):  # no maze
-        assert not plots.draw_rollouts(tmp_path / "b.png", "Pendulum-v1", None, bandit, x)
-
-
-def test_what_cannot_be_drawn_is_a_line_and_the_old_picture_stays(tmp_path, monkeypatch, capsys):
-    def full(_, path, **__):
-        path.write_text("half a picture")
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "curve.png").write_text("the old one")
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    assert plots.draw_run(tmp_path, RESULT, bandit, [np.zeros((2, 2))], None) == []
-    lines = [f"no {x}: cannot write {tmp_path / x}: No space left on device." for x in ("curve.png", "rollouts.png")]
-    assert capsys.readouterr().out.splitlines() == lines
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["the old one"]
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(UserError, match="pictures need matplotlib"):
-        plots.pyplot()
+    assert not plots.draw_rollouts(tmp_path / "b.png", "Pendulum-v1", None, bandit, paths)  # no maze

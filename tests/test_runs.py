@@ -4,50 +4,25 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import flax
+import jax
 import numpy as np
 import pytest
-from helpers import (
-    CHEAP,
-    ROOT,
-    TINY,
-    assert_same_run,
-    command,
-    files_of,
-    launch_in_process,
-    metrics_of,
-    result_of,
-    start,
-    tiny_args,
-    tiny_flags,
-)
+from helpers import CHEAP, ROOT, TINY, assert_same_run, command, files_of, launch_in_process, metrics_of, result_of
+
+# isort: split
+from helpers import start, state_of, tiny_args, tiny_flags
 from tensorboardX.proto import event_pb2
 
 import driftql
-from common import UserError, args, checkpoints, system
+from common import UserError, args, checkpoints
 from common.data import load_dataset
 from common.runs import Run, scores
-
-SMALL = {"hidden_dims": (8,), "eval_workers": 1}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run of 200 updates. Do not change it."""
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    return launch_in_process(driftql, *tiny_flags("driftql", **SMALL), "--run-dir", directory)
-
-
-@pytest.fixture
-def ended(finished, tmp_path) -> Path:
-    """A copy of it."""
-    return shutil.copytree(finished, tmp_path / "ended")
 
 
 @pytest.fixture
@@ -56,13 +31,10 @@ def refused(fails):
 
     def check(directory, message, *words):
         before = files_of(directory)
-        assert message in fails(driftql, "--run-dir", directory, *(words or ("--steps", 300)))
+        assert message in fails(driftql, "--run-dir", directory, *(words or ("--steps", 60)))
         assert files_of(directory) == before
 
     return check
-
-
-# ---------------------------------------------------------------------------------------------------------------- a run
 
 
 @pytest.mark.pictures
@@ -72,13 +44,13 @@ def test_what_a_run_leaves_behind(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-1] == str(directory)
     assert (directory.parent, directory.name[:20]) == (Path("runs"), "bandit__driftql__3__")
     config, result, rows = args.read_config(directory), result_of(directory), metrics_of(directory)
-    assert (config["algo"], config["args"]["hidden_dims"]) == ("driftql", [16, 16])
+    assert (config["algo"], config["args"]["hidden_dims"]) == ("driftql", [8])
     assert {"jax", "ogbench", "python", "mujoco"} <= config["versions"].keys()
     assert (result["algo"], result["env"], result["task"], result["seeds"]) == ("driftql", "bandit", None, [3, 4])
-    assert [evaluation["step"] for evaluation in result["evaluations"]] == [0, 100, 200]
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [0, 20, 40]
     assert result["score_per_seed"] == result["evaluations"][-1]["success"]  # the last, never the best
     assert min(result["updates_per_second"], result["wall_seconds"]) > 0
-    for name, steps in (("losses/q", (50, 100, 150, 200)), ("eval/support", (0, 100, 200))):
+    for name, steps in (("losses/q", (10, 20, 30, 40)), ("eval/support", (0, 20, 40))):
         found = [(row["step"], row["seed"]) for row in rows if row.get(name)]
         assert found == [(str(step), seed) for step in steps for seed in "34"]
     for picture in ("curve.png", "rollouts.png"):
@@ -156,36 +128,50 @@ def test_the_score_on_ogbench_is_the_mean_of_the_last_three_evaluations():
     assert scores(100, False, done)["score_per_seed"] == [0.4, 0.8]
 
 
-def test_python_and_the_command_line_do_the_same(finished, tmp_path):
-    changes = TINY | CHEAP["driftql"] | SMALL | {"run_dir": str(tmp_path / "run"), "progress": False}
-    assert_same_run(driftql.main(driftql.args_for("bandit", **changes)), finished)
-
-
-# ----------------------------------------------------------------------------------------------- the same command again
+def test_python_does_what_the_command_line_does_and_the_log_interval_changes_nothing(finished, tmp_path):
+    changes = TINY | CHEAP["driftql"] | {"run_dir": str(tmp_path / "run"), "progress": False, "log_every": 20}
+    run = driftql.main(driftql.args_for("bandit", **changes))
+    jax.tree.map(np.testing.assert_array_equal, state_of(run), state_of(finished))
+    assert result_of(run)["evaluations"] == result_of(finished)["evaluations"]
 
 
 def test_a_finished_run_is_left_alone(ended, capsys, refused):
-    """Also by the whole command once more, and by --help."""
+    """Also by the whole command once more, by --help, and where other flags are asked for."""
     before = files_of(ended)
-    for words in ([], ["--steps", 100], tiny_flags("driftql", **SMALL)):
+    for words in ([], ["--steps", 20], tiny_flags("driftql")):
         command(driftql, "--run-dir", ended, *words)
         output = capsys.readouterr().out
         assert "this run has ended" in output and output.splitlines()[-1] == str(ended)
+    for words in (["--alpha", 77], ["--seed", 1], ["--hidden-dims", 8, 8], ["--eval-every", 50]):
+        refused(ended, f"{words[0]}: the run in {ended} has", "--steps", 400, *words)
     with pytest.raises(SystemExit) as stop:
         command(driftql, "--resume", ended, "--steps", 1000, "--help")
     assert (stop.value.code, files_of(ended)) == (0, before)
     result = (ended / "result.json").read_bytes()
     for damaged in (b"", result[:50], b"[]"):
         (ended / "result.json").write_bytes(damaged)
-        refused(ended, "result.json is damaged", "--steps", 100)
+        refused(ended, "result.json is damaged", "--steps", 20)
     (ended / "result.json").unlink()
+    refused(ended, "--steps 20 is less than the 40 that the run has done", "--steps", 20)
     command(driftql, "--run-dir", ended)
     assert result_of(ended)["evaluations"] == json.loads(result)["evaluations"]
 
 
-@pytest.mark.parametrize("words", [["--alpha", 77], ["--seed", 1], ["--hidden-dims", 8, 8], ["--eval-every", 50]])
-def test_what_belongs_to_the_run_cannot_be_changed(ended, refused, words):
-    refused(ended, f"{words[0]}: the run in {ended} has", "--steps", 400, *words)
+def test_larger_steps_extend_a_run_and_one_process_at_a_time_works_on_it(ended, tmp_path, refused, capsys):
+    """As if it had been told so at the start."""
+    code = "import contextlib, pathlib, sys; from common.system import lock\n"
+    code += "with contextlib.ExitStack() as files: print(lock(pathlib.Path(sys.argv[1]), files), flush=True), input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    holder = subprocess.Popen([sys.executable, "-c", code, str(ended)], cwd=ROOT, **pipes)
+    assert holder.stdout.readline() == "True\n"
+    refused(ended, "another process is working on this run")
+    holder.kill()  # the lock ends with the process, however that ends
+    holder.communicate()
+    command(driftql, "--run-dir", ended, "--steps", 60)
+    assert "--steps 40 -> 60; a decay over --steps changes too" in capsys.readouterr().out
+    straight = launch_in_process(driftql, *tiny_flags("driftql", steps=60), "--run-dir", tmp_path / "straight")
+    assert_same_run(ended, straight)
+    assert args.read_args(driftql.Args, ended).steps == result_of(ended)["steps"] == 60
 
 
 def test_a_directory_that_is_no_run_is_left_as_it_is(tmp_path, fails, refused):
@@ -197,25 +183,15 @@ def test_a_directory_that_is_no_run_is_left_as_it_is(tmp_path, fails, refused):
     assert "cannot use" in fails(driftql, *tiny_flags("driftql"), "--run-dir", tmp_path / "thesis.txt")
 
 
-def test_one_process_at_a_time_works_on_a_run(ended, refused):
-    code = "import contextlib, pathlib, sys; from common.system import lock\n"
-    code += "with contextlib.ExitStack() as files: print(lock(pathlib.Path(sys.argv[1]), files), flush=True), input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    holder = subprocess.Popen([sys.executable, "-c", code, str(ended)], cwd=ROOT, **pipes)
-    assert holder.stdout.readline() == "True\n"
-    refused(ended, "another process is working on this run")
-    holder.kill()  # the lock ends with the process, however that ends
-    holder.communicate()
-    command(driftql, "--run-dir", ended, "--steps", 300)
-    assert result_of(ended)["steps"] == 300
-
-
-def test_the_oldest_runs_are_read():
-    kept = list((ROOT / "results").glob("*/config.json"))
-    assert kept and all(args.read_config(path.parent)["dataset"]["observation_dim"] > 0 for path in kept)
-
-
-# ------------------------------------------------------------------------------------------------------- what is broken
+def test_other_data_are_refused(tmp_path, data_dir, fails):
+    flags = tiny_flags("driftql", "pointmaze-medium-navigate", data_dir=data_dir, steps=10, eval_episodes=1)
+    run, data = launch_in_process(driftql, *flags, "--run-dir", tmp_path / "run"), tmp_path / "other"
+    data.mkdir()
+    (file,) = data_dir.glob("*-v0.npz")
+    np.savez(data / file.name, **dict(np.load(file)) | {"qvel": np.zeros(606)})
+    config = args.read_config(run)
+    args.write_config(run, args.read_args(driftql.Args, run), config, {"data_dir": str(data)})
+    assert "the dataset is not the one that the run began with" in fails(driftql, "--run-dir", run, "--steps", 20)
 
 
 def flipped(content: bytes, at: int) -> bytes:
@@ -232,47 +208,40 @@ def test_a_damaged_file_is_one_message_and_nothing_changes(ended, refused, name)
         refused(ended, str(ended / name))
     (ended / "result.json").unlink()
     (ended / name).unlink()
-    refused(ended, str(ended), *tiny_flags("driftql", **SMALL | {"steps": 300}))
+    refused(ended, str(ended), *tiny_flags("driftql", steps=60))
 
 
-def test_no_bit_of_a_config_changes_what_it_says(ended):
+def test_an_edited_config_is_refused(ended, refused):
+    """Not those of the oldest runs, which have no digest."""
+    kept = list((ROOT / "results").glob("*/config.json"))
+    assert kept and all(args.read_config(path.parent)["dataset"]["observation_dim"] > 0 for path in kept)
     content, whole = (ended / "config.json").read_bytes(), args.read_config(ended)
-    for at in range(len(content)):
+    for at in range(0, len(content), 7):
         (ended / "config.json").write_bytes(flipped(content, at))
         with contextlib.suppress(UserError):
             read = args.read_config(ended)  # the name of the digest was hit, which the oldest runs lack
             assert all(read[name] == x for name, x in whole.items() if name != "sha256")
-
-
-@pytest.mark.parametrize("digest", [True, False])
-def test_an_edited_config_is_refused(ended, refused, digest):
-    config = json.loads((ended / "config.json").read_text())
+    config = json.loads(content)
     config["args"]["alpha"] = 5.0
-    if not digest:  # the checkpoint knows the arguments too
-        del config["sha256"]
-    (ended / "config.json").write_text(json.dumps(config))
-    refused(ended, "was edited" if digest else "the checkpoint belongs to other arguments")
+    for message in ("was edited", "the checkpoint belongs to other arguments"):
+        (ended / "config.json").write_text(json.dumps(config))
+        refused(ended, message)
+        config.pop("sha256", None)  # the checkpoint knows the arguments too
 
 
-def test_another_checkpoint_in_its_place_is_refused(ended, tmp_path, refused):
+def test_another_checkpoint_in_its_place_is_refused(ended, refused):
     path = ended / checkpoints.FILE
     good = flax.serialization.msgpack_restore(path.read_bytes()[32:])
-    other = launch_in_process(driftql, *tiny_flags("driftql", **SMALL, seed=1), "--run-dir", tmp_path / "other")
-    path.write_bytes((other / checkpoints.FILE).read_bytes())
-    refused(ended, "belongs to other arguments")
+    other = good | {"about": good["about"] | {"identity": "of another run"}}
     changes = ({"about": 1}, {"about": {}}, {"about": good["about"] | {"step": "200"}})
-    without_state = {"about": good["about"]}
-    payloads = [flax.serialization.msgpack_serialize(x) for x in (1, without_state, *(good | x for x in changes))]
-    for payload in (*payloads, b"\x91" * 100_000 + b"\xc0", b"\xdd\xff\xff\xff\xff"):
+    wrong = [flax.serialization.msgpack_serialize(x) for x in (other, 1, *(good | x for x in changes))]
+    for payload in (*wrong, b"\x91" * 100_000 + b"\xc0", b"\xdd\xff\xff\xff\xff"):
         path.write_bytes(hashlib.sha256(payload).digest() + payload)
-        refused(ended, "was written by another version")
+        refused(ended, "belongs to other arguments" if payload == wrong[0] else "was written by another version")
 
 
-# --------------------------------------------------------------------------------------------------------------- faults
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_is_one_message_and_keeps_the_checkpoint(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("fault", ["fsync", "replace", "row"])
+def test_a_full_disk_is_one_message_and_keeps_the_checkpoint(tmp_path, monkeypatch, fault):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -281,34 +250,19 @@ def test_a_full_disk_is_one_message_and_keeps_the_checkpoint(tmp_path, monkeypat
         run.restore({"weights": np.ones(2)})
         run.log(losses(1.0, 1.0))
         run.save({"weights": np.ones(2)})
+        if fault == "row":
+            run.train_log.unlink()
+            run.train_log.symlink_to("/dev/full")
         run.log(losses(1.0, 1.0))
-        monkeypatch.setattr(os, call, full)
+        monkeypatch.setattr(os, fault, full)
         run.save({"weights": np.ones(2)})
     assert checkpoints.load(run.directory)["about"]["step"] == 10
     assert not list(run.directory.glob(".new-*"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits another process's files")
-def test_a_file_that_may_not_grow_ends_the_run_with_one_message(tmp_path):
-    """As a full disk, in the middle of a row or of an event."""
-    import resource
-
-    flags = tiny_flags("driftql", **SMALL | {"steps": 2_000_000, "log_every": 10, "eval_every": 100_000})
-    compiling = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # whose files are larger
-    process = start("driftql.py", *flags, "--run-dir", tmp_path / "run", env=compiling)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
-    _, error = process.communicate(timeout=300)
-    assert (process.returncode, error.count("\n")) == (2, 1), error
-    assert error.startswith(f"driftql: error: cannot write to {tmp_path / 'run'}: File too large.")
-    step = checkpoints.load(tmp_path / "run")["about"]["step"]
-    command(driftql, "--run-dir", tmp_path / "run", "--steps", step + 100)
-    assert result_of(tmp_path / "run")["steps"] == step + 100 > 100
-
-
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_a_number_that_is_not_finite_names_its_member(tmp_path, bad):
+def test_a_number_that_is_not_finite_names_its_member(tmp_path):
     """The checkpoint from before stays."""
-    for values, weights, what in (((1, bad), (1, 1), "losses/critic of"), ((1, 1), (1, bad), "parameters of")):
+    for values, weights, what in (((1, np.nan), (1, 1), "losses/critic of"), ((1, 1), (1, -np.inf), "parameters of")):
         message = rf"{what} seed 1 (is|are) not finite at step 10\. What was done is kept: --run-dir"
         with pytest.raises(UserError, match=message), by_hand(tmp_path / what) as run:
             run.restore({"weights": np.ones((2, 3))})
@@ -318,41 +272,10 @@ def test_a_number_that_is_not_finite_names_its_member(tmp_path, bad):
 
 
 def test_a_platform_that_is_not_there_is_one_message(tmp_path):
-    """Before data are loaded, or collected for minutes."""
+    """Before data are loaded, or collected for minutes. A real process: exit code 2, one line, no directory."""
     nonsense = os.environ | {"JAX_PLATFORMS": "nonsense"}
     process = start("driftql.py", "--env", "bandit", "--run-dir", tmp_path / "run", env=nonsense)
     output, error = process.communicate()
     assert (process.returncode, error.count("\n"), "transitions" in output) == (2, 1, False)
     assert error.startswith("driftql: error: JAX finds no device: ")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("a bug")])
-def test_what_goes_wrong_leaves_the_old_file(tmp_path, error):
-    path = tmp_path / "picture.png"
-    system.write_atomically(path, b"the old", b" one")
-    with pytest.raises(UserError if isinstance(error, OSError) else type(error)), system.replacing(path) as temporary:
-        assert temporary.suffix == ".png"
-        temporary.write_text("half of it")
-        raise error
-    assert files_of(tmp_path) == {path: b"the old one"}
-
-
-def test_whoever_waits_for_a_lock_says_for_what(tmp_path):
-    code = "import pathlib, sys; from common.system import alone\n"
-    code += "with alone(pathlib.Path(sys.argv[1]), 'reading'): print('its turn')"
-    words = [sys.executable, "-c", code, str(tmp_path / "lock")]
-    with system.alone(tmp_path / "lock", "writing"):
-        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "another process is reading; waiting for it\n"
-        assert process.poll() is None
-    assert process.communicate(timeout=60)[0] == "its turn\n"
-
-
-def test_a_reader_that_has_gone_does_not_stop_the_program(monkeypatch):
-    read, write = os.pipe()
-    os.close(read)
-    with open(write, "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        for _ in range(3):
-            system.say("x" * 100_000)
