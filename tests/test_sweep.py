@@ -95,11 +95,13 @@ def expected(tmp_path_factory):
 def test_the_death_of_the_sweep_and_of_a_job(expected, runs):
     first = start(runs, *SIX)
     wait_for(lambda: list(runs.glob("*/result.json")))
-    victim, *survivors = wait_for(lambda: in_the_middle(runs))
+    # Of those that have just begun, so that none ends before it is killed.
+    victim, *_ = wait_for(lambda: [run for run in in_the_middle(runs) if sweep.last_step(run) <= 60])
+    survivors = [run for run in in_the_middle(runs) if run != victim]
     first.kill()
-    first.wait()
     for pid in processes(victim):
         os.kill(pid, signal.SIGKILL)
+    first.wait()
     assert all(processes(run) or (run / "result.json").exists() for run in survivors)  # they go on
 
     second = start(runs, *SIX)
