@@ -39,7 +39,7 @@ def load_dataset(
         if dataset or task is not None or rewards != "usual":
             raise UserError(f"--env {env} has data of its own and no tasks; leave --dataset, --task and --rewards out.")
         return load_bandit(env, data)
-    from common.data import ogbench, own  # not above, because a bandit does not need them
+    from common.data import ogbench  # not above, because a bandit does not need it
 
     minari = dataset.removeprefix("minari:") if dataset and dataset.startswith("minari:") else None
     path = expanded(dataset) if dataset and not minari and data != "none" else None
@@ -56,19 +56,22 @@ def load_dataset(
     if rewards != "usual" and not in_d4rl:
         raise UserError(f"--rewards {rewards} belongs to D4RL's datasets.")
 
-    if minari:
-        # The command line repeats the dataset as --env where none is given: the dataset knows its environment.
-        return own.load_minari(minari, None if env == dataset else env, data, data_dir)
-    if named and path and not _needs_rewards(path):
-        return own.load_file(*named, functools.partial(ogbench.make_ogbench_env, *named), path)
-    if named:
+    if named and (path is None or _needs_rewards(path)):
         return ogbench.load(*named, data, expanded(data_dir or ogbench.CACHE_DIR), collect_episodes, path)
     if in_d4rl:
         return d4rl.load(*in_d4rl, data, data_dir, path, rewards)
     if dataset is None and data != "none":
         raise ogbench.unknown_name(env, [*d4rl.TASKS, *BANDITS])
+    from common.data import own  # the benchmarks do not need it
+
+    if minari:
+        # The command line repeats the dataset as --env where none is given: the dataset knows its environment.
+        return own.load_minari(minari, None if env == dataset else env, data, data_dir)
     make_env = functools.partial(own.make_user_env, env)
-    return own.load_file(env, None, make_env, path) if path else build(env, make_env)
+    if named:
+        make_env = functools.partial(ogbench.make_ogbench_env, *named)
+    name, task = named or (env, None)
+    return own.load_file(name, task, make_env, path) if path else build(name, make_env)
 
 
 def _needs_rewards(path: Path) -> bool:
