@@ -85,7 +85,7 @@ class Evaluator:
             return None
         observations = np.concatenate(replies)
         position = np.zeros(len(queues), int)  # in the lane's queue
-        tick = np.zeros(len(queues), np.int32)  # in the episode
+        tick: np.ndarray = np.zeros(len(queues), np.int32)  # in the episode
         active = np.ones(len(queues), bool)
         shape = (len(self.seeds), self.lanes)
         total = self.episodes * len(self.seeds)

@@ -205,7 +205,8 @@ class AntMaze(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, walls: list[str], goal_cell: tuple[int, int]):
         super().__init__(env)
         self.maze_map = np.array([[cell == "#" for cell in row] for row in walls], int)
-        self.goal_cell, self.cur_goal_xy = goal_cell, np.zeros(2)
+        self.goal_cell = goal_cell
+        self.cur_goal_xy: np.ndarray = np.zeros(2)
 
     def ij_to_xy(self, cell: tuple[int, int]) -> np.ndarray:
         """Returns the centre of a cell (row, column)."""
