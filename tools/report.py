@@ -44,7 +44,8 @@ def line(value: Any) -> str:
 
 def text(value: Any) -> str:
     """A text of a run as Markdown without a meaning: no HTML, link, code, emphasis or end of a cell."""
-    return re.sub(r"(?<!\w)_|_(?!\w)", "&#95;", line(value).translate(ESCAPED))
+    # Underscores may stay inside a word, where a single one has no meaning.
+    return re.sub(r"__+|(?<!\w)_|_(?!\w)", lambda match: "&#95;" * len(match[0]), line(value).translate(ESCAPED))
 
 
 def number(value: float) -> str:
