@@ -109,7 +109,7 @@ def script_of(args_class: type) -> Path:
 
 def validate(args: BaseArgs) -> None:
     """Raises UserError for what no run can use: counts must be positive, other numbers finite and not negative (unless
-    the default is), discounts and target rates at most 1, intervals multiples of --log-every, a grid of numbers."""
+    the default is), discounts and target rates at most 1, and intervals multiples of --log-every."""
     values = vars(args)
     for field in dataclasses.fields(args):
         value, usual = values[field.name], field.default if isinstance(field.default, int | float) else 1

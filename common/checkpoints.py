@@ -24,11 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def save(directory: Path, state: Any, about: dict[str, Any]) -> None:
-    """Writes the state, and what is to be known about it. A kill at any moment leaves the old or the new checkpoint.
+    """Writes a state of NumPy arrays, and what is to be known about it. A kill at any moment leaves the old or the new
+    checkpoint.
 
     Raises UserError if the disk is full; the old one stays.
     """
-    content = {"about": about, "state": flax.serialization.to_state_dict(jax.device_get(state))}
+    content = {"about": about, "state": flax.serialization.to_state_dict(state)}
     payload = flax.serialization.msgpack_serialize(content)
     write_atomically(directory / FILE, hashlib.sha256(payload).digest(), payload)
 
@@ -72,8 +73,8 @@ def restore(state: Any, saved: Any) -> Any:
 
 
 def not_finite(state: Any) -> int | None:
-    """Index of the first member (leading axis) with a number that is not finite."""
-    arrays = [x for x in jax.tree.leaves(jax.device_get(state)) if x.dtype.kind == "f"]
+    """Index of the first member (leading axis) with a number that is not finite. state: of NumPy arrays."""
+    arrays = [x for x in jax.tree.leaves(state) if x.dtype.kind == "f"]
     bad = (np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) for x in arrays)
     return min((int(i) for indices in bad for i in indices), default=None)
 

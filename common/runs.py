@@ -257,6 +257,7 @@ class Run:
 
         Raises UserError if parameters are not finite or the disk is full.
         """
+        state = jax.device_get(state)  # once, for the check and for the file
         if (i := checkpoints.not_finite(state)) is not None:
             raise UserError(f"parameters of {self.members[i].name} are not finite at step {self.step:,}.")
         now = time.monotonic()
