@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,17 +145,6 @@ def launch(main: Callable[[Any], Any], args_class: type[BaseArgs], presets: dict
     """Parses the command line and runs main(args). A UserError becomes one message on standard error, exit code 2."""
     with one_line_errors(script_of(args_class).stem):
         args = parse(args_class, presets, sys.argv[1:])
-        ended = Path(args.run_dir or "") / "result.json"
-        if args.run_dir and ended.exists() and args.steps <= read_args(args_class, args.run_dir).steps:
-            try:
-                result = json.loads(ended.read_text())
-                for part in result.get("grid", [result]):
-                    name = combination_name(part.get("values", {}))
-                    print(f"score   {name} {part['score']:.3g} ({part['score_is']})")
-            except (ValueError, LookupError, TypeError, AttributeError):
-                raise UserError(f"{ended} is damaged; without it, this command writes it again.") from None
-            print(f"this run has ended; larger --steps would go on\n{args.run_dir}")
-            return
         keep_compiled_programs()
         main(args)
 
@@ -284,6 +274,18 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/offline-rl-jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs too, there are dozens
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+    @functools.cache
+    def say_once(folder):
+        print(f"NOTE    {folder} has damaged files or cannot be written: programs are compiled again", file=sys.stderr)
+
+    def show(message, *where, **options):
+        if "persistent compilation cache" in str(message):  # JAX warns for each of dozens of programs
+            say_once(jax.config.jax_compilation_cache_dir)
+        else:
+            show_others(message, *where, **options)
+
+    show_others, warnings.showwarning = warnings.showwarning, show
 
 
 def _flag_value(words: Sequence[str], *names: str) -> str | None:

@@ -2,12 +2,12 @@
 
 The environments live in worker processes. A fixed number of lanes, each playing its episodes one after the other, moves
 in lockstep: each tick is one batched call of the policy for all lanes. An episode depends on (seed, step of training,
-episode) alone and the lanes do not depend on the number of workers, so neither do the results. The workers import this
-module: JAX is imported where the policy is called.
+episode) alone and the lanes do not depend on the number of workers, so neither do the results.
 """
 
 import math
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,14 +16,16 @@ import numpy as np
 
 from common import UserError
 from common.system import progress_bar, usable_cores
-from common.workers import Workers, failure
+from common.workers import Workers
 
 MAX_LANES = 32  # environments alive at once, but one per member at least; an OGBench cube scene takes 200 MB
-INFO = ("success", "support")  # what an environment may report in the last step of an episode
-FIGURES = (*INFO, "return", "length", "normalized")  # what an evaluation can have; the last is D4RL's score
+MODES = ("mode_0", "mode_1")  # whether a bandit's action is near its first best mode, and near its second
+INFO = ("success", "support", *MODES)  # what an environment may report in the last step of an episode
+# What an evaluation can have. rarest_mode: the share of the best mode that is met least; normalized: the score of D4RL
+FIGURES = ("success", "support", "rarest_mode", "return", "length", "normalized")
 
 
-class Evaluator:
+class Evaluator(Workers):
     """Plays episodes: `evaluate(state, step)`. A context manager that ends its workers.
 
     make_env() makes one environment; act(state, observations (B, S), key) -> actions (B, A) is the policy of one
@@ -43,30 +45,21 @@ class Evaluator:
     ):
         import jax  # not at the top, because workers import this module
 
+        def act_one(state, observation, seed, step, episode, tick):
+            key = jax.random.PRNGKey(seed)
+            # The first number keeps these keys apart from those of training, which are split from the same seed.
+            for number in (0x6576616C, step, episode, tick):
+                key = jax.random.fold_in(key, number)
+            return act(state, observation[None], key)[0]
+
+        act_lanes = jax.vmap(act_one, in_axes=(None, 0, None, None, 0, 0))
+        self.act = jax.jit(jax.vmap(act_lanes, in_axes=(0, 0, 0, None, 0, 0)))
         self.seeds, self.episodes, self.progress, self.stopping = seeds, episodes, progress, stopping
         rounds = math.ceil(episodes / max(1, MAX_LANES // len(seeds)))
         self.lanes = math.ceil(episodes / rounds)  # per member
-
-        def act_one(state, observation, key, tick):
-            return act(state, observation[None], jax.random.fold_in(key, tick))[0]
-
-        def key(seed, step, episode):
-            # The first number keeps these keys apart from those of training, which are split from the same seed.
-            stream = jax.random.fold_in(jax.random.PRNGKey(seed), 0x6576616C)
-            return jax.random.fold_in(jax.random.fold_in(stream, step), episode)
-
-        self.act = jax.jit(jax.vmap(jax.vmap(act_one, in_axes=(None, 0, 0, 0))))
-        self.keys = jax.jit(jax.vmap(jax.vmap(key, in_axes=(None, None, 0)), in_axes=(0, None, None)))
         total = self.lanes * len(seeds)
-        parts = np.array_split(np.arange(total), min(workers or usable_cores(), total))
-        self.slices = [slice(x[0], x[-1] + 1) for x in parts]
-        self.workers = Workers(_work, [(make_env, part.stop - part.start) for part in self.slices])
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.workers.__exit__()
+        self.parts = np.array_split(np.arange(total), min(workers or usable_cores(), total))  # lanes of each worker
+        super().__init__(_work, [(make_env, len(part)) for part in self.parts])
 
     def __call__(self, state: Any, step: int) -> dict[str, Any] | None:
         """Results at this step of training: arrays (members, episodes) named return, length, and success and support
@@ -74,87 +67,64 @@ class Evaluator:
 
         state: of all members. Returns None if the evaluation is stopped. Raises UserError if an environment fails.
         """
-        keys = np.asarray(self.keys(np.array(self.seeds), step, np.arange(self.episodes)))  # (members, episodes, 2)
-        queues = [list(range(lane, self.episodes, self.lanes)) for _ in self.seeds for lane in range(self.lanes)]
-        owner = np.repeat(np.arange(len(self.seeds)), self.lanes)  # lane -> member
+        shape, seeds = (len(self.seeds), self.lanes), np.array(self.seeds)
+        # The lanes of a member take its episodes in turn.
+        member, episode = np.divmod(np.arange(len(seeds) * self.lanes), self.lanes)
         environment_seeds = [
-            [environment_seed(self.seeds[owner[lane]], step, episode) for episode in queue]
-            for lane, queue in enumerate(queues)
+            [int(np.random.SeedSequence([seed, step, j]).generate_state(1)[0]) for j in range(self.episodes)]
+            for seed in self.seeds
         ]
-        if (replies := self._ask([("start", environment_seeds[part]) for part in self.slices])) is None:
-            return None
-        observations = np.concatenate(replies)
-        position = np.zeros(len(queues), int)  # in the lane's queue
-        tick: np.ndarray = np.zeros(len(queues), np.int32)  # in the episode
-        active = np.ones(len(queues), bool)
-        shape = (len(self.seeds), self.lanes)
-        total = self.episodes * len(self.seeds)
-        with progress_bar("evaluate", total, "episode", leave=False, shown=self.progress) as bar:
-            while active.any():
-                episode = [queue[min(p, len(queue) - 1)] for queue, p in zip(queues, position)]
-                lane_keys = keys[owner, episode].reshape(*shape, -1)
-                actions = self.act(state, observations.reshape(*shape, -1), lane_keys, tick.reshape(shape))
-                actions = np.asarray(actions).reshape(len(queues), -1)
-                if (replies := self._ask([("step", actions[part]) for part in self.slices])) is None:
+        queues = [environment_seeds[i][first :: self.lanes] for i, first in zip(member, episode)]
+        messages: list[tuple] = [("start", [queues[lane] for lane in part]) for part in self.parts]
+        tick = np.full(len(queues), -1, np.int32)  # in the episode: 0 where `start` is answered
+        records: list[list[dict]] = [[{}] * self.episodes for _ in self.seeds]
+        with progress_bar("evaluate", seeds.size * self.episodes, "episode", leave=False, shown=self.progress) as bar:
+            while True:
+                if (answers := self._ask(messages)) is None:
                     return None
-                observations = np.concatenate([reply[0] for reply in replies])
-                done = np.concatenate([reply[1] for reply in replies])
-                tick = np.where(done, 0, tick + 1).astype(np.int32)
-                position += done
-                active &= position < [len(queue) for queue in queues]
-                bar.update(int(done.sum()))
-        replies = self._ask([("results", None)] * len(self.slices))
-        return None if replies is None else self._gather([lane for reply in replies for lane in reply])
-
-    def _gather(self, lanes: list[list[dict]]) -> dict[str, Any]:
-        """Arranges the records of each lane's episodes by member and episode."""
-        records = [
-            [lanes[i * self.lanes + e % self.lanes][e // self.lanes] for e in range(self.episodes)]
-            for i in range(len(self.seeds))
-        ]
-        reported = {name for row in records for record in row for name in record}
-        names = [name for name in (*INFO, "return", "length") if name in reported]
+                tick += 1
+                for lane, record in enumerate(record for _, ended in answers for record in ended):
+                    if record:
+                        records[member[lane]][episode[lane]] = record
+                        episode[lane] += self.lanes
+                        tick[lane] = 0
+                        bar.update()
+                if (episode >= self.episodes).all():
+                    break
+                observations = np.concatenate([x for x, _ in answers]).reshape(*shape, -1)
+                now = np.minimum(episode, self.episodes - 1).reshape(shape)  # any, where a lane has played all
+                actions = self.act(state, observations, seeds, step, now, tick.reshape(shape))
+                actions = np.asarray(actions).reshape(len(queues), -1)
+                messages = [("step", actions[part]) for part in self.parts]
+        names = [name for name in (*INFO, *FIGURES) if any(name in record for row in records for record in row)]
         # An environment may report a success only where there is one.
         results = {name: np.array([[record.get(name, 0.0) for record in row] for row in records]) for name in names}
         return results | {"paths": [record["path"] for record in records[0]]}
 
     def _ask(self, messages: list[tuple]) -> list | None:
         """Sends one message to each worker, and returns each one's answer; None if asked to stop meanwhile."""
-        for pipe, message in zip(self.workers.pipes, messages):
-            self.workers.send(pipe, message)
+        for pipe, message in zip(self.pipes, messages):
+            self.send(pipe, message)
         answers = []
-        for pipe in self.workers.pipes:
+        for pipe in self.pipes:
             while not pipe.poll(0.5):  # an environment may hang
                 if self.stopping():
                     return None
-            answers.append(self.workers.receive(pipe))
+            answers.append(self.receive(pipe))
         return None if self.stopping() else answers
 
 
-def environment_seed(seed: int, step: int, episode: int) -> int:
-    """The seed of the environment in one episode of one evaluation."""
-    return int(np.random.SeedSequence([seed, step, episode]).generate_state(1)[0])
-
-
-# -------------------------------------------------------------------------------------------------------------- worker
-
-
 def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
-    """Answers until the pipe ends: start (episode seeds of each lane), step (an action for each lane), results."""
+    """Answers until the pipe ends: start (the seeds of each lane's episodes), step (an action for each lane)."""
     lanes = [Lane(make_env()) for _ in range(num_lanes)]
+    multiprocessing.current_process().name = lanes[0].name  # for the message if it fails
     while True:
         command, message = pipe.recv()
-        try:
-            if command == "start":
-                answer: Any = np.stack([lane.start(queue) for lane, queue in zip(lanes, message)])
-            elif command == "step":
-                observations, done = zip(*(lane.step(action) for lane, action in zip(lanes, message)))
-                answer = np.stack(observations), np.array(done)
-            else:
-                answer = [lane.records for lane in lanes]
-        except Exception as error:
-            raise failure(error, lanes[0].name) from None
-        pipe.send(answer)
+        if command == "start":
+            playing = [lane.play(seeds) for lane, seeds in zip(lanes, message)]
+            message = [None] * num_lanes
+        observations, ended = zip(*(episodes.send(action) for episodes, action in zip(playing, message)))
+        pipe.send((np.stack(observations), ended))
 
 
 class Lane:
@@ -166,47 +136,39 @@ class Lane:
         self.name = f"the environment {env.spec.id if env.spec else type(env.unwrapped).__name__}"
         self.shape = env.observation_space.sample().shape
 
-    def start(self, seeds: list[int]) -> np.ndarray:
-        """Begins the first episode; returns its observation."""
-        self.seeds = seeds
-        self.records: list[dict[str, Any]] = []
-        return self._reset()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        """One step, and whether it ended an episode; the next one starts at once. After the last, zeros and False."""
-        if len(self.records) == len(self.seeds):
-            return self._reset(), False
-        np.random.set_bit_generator(self.global_random)  # type: ignore[attr-defined]
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self.rewards.append(float(self._checked("reward", reward)))
-        if "xy" in info:
-            self.path.append(info["xy"][:2])
-        if not (terminated or truncated):
-            return self._checked("observation", observation, self.shape, np.float32), False
-        record: dict[str, Any] = {name: float(self._checked(name, info[name])) for name in INFO if name in info}
-        record |= {"return": sum(self.rewards), "length": len(self.rewards), "path": np.array(self.path, np.float32)}
-        self.records.append(record)
-        return self._reset(), True
-
-    def _reset(self) -> np.ndarray:
-        if len(self.records) == len(self.seeds):
-            return np.zeros(self.shape, np.float32)
-        seed = self.seeds[len(self.records)]
-        # OGBench also draws from NumPy's global generator, so each episode brings its own.
-        self.global_random = np.random.MT19937(seed)
-        np.random.set_bit_generator(self.global_random)  # type: ignore[attr-defined]
-        self.env.action_space.seed(seed)
-        self.rewards: list[float] = []
-        self.path: list[np.ndarray] = []
-        return self._checked("observation", self.env.reset(seed=seed)[0], self.shape, np.float32)
+    def play(self, seeds: list[int]) -> Generator[tuple[np.ndarray, dict | None], np.ndarray, None]:
+        """Yields observation after observation, is sent the action for each, and never ends: zeros follow the last
+        episode. With the first observation after an episode comes the record of that episode, else None."""
+        record: dict[str, Any] | None = None
+        for seed in seeds:
+            # OGBench also draws from NumPy's global generator, so each episode brings its own.
+            global_random = np.random.MT19937(seed)
+            np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
+            self.env.action_space.seed(seed)
+            observation, ended = self.env.reset(seed=seed)[0], False
+            rewards: list[float] = []
+            path: list[np.ndarray] = []
+            while not ended:
+                action = yield self._checked("observation", observation, self.shape, np.float32), record
+                record = None
+                np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
+                observation, reward, terminated, truncated, info = self.env.step(action)
+                rewards.append(float(self._checked("reward", reward)))
+                if "xy" in info:
+                    path.append(info["xy"][:2])
+                ended = terminated or truncated
+            record = {name: float(self._checked(name, info[name])) for name in INFO if name in info}
+            record |= {"return": sum(rewards), "length": len(rewards), "path": np.array(path, np.float32)}
+        while True:
+            yield np.zeros(self.shape, np.float32), record
+            record = None
 
     def _checked(self, what: str, value: Any, shape: tuple = (), kind: type = float) -> np.ndarray:
         try:
             array: np.ndarray = np.asarray(value, kind)
+            array = array if shape else array.reshape(())  # an array of one number is a number
         except (TypeError, ValueError):
             array = np.array(np.nan)
-        if array.size == 1 and shape == ():
-            array = array.reshape(())
         if array.shape != shape or not np.isfinite(array).all():
             numbers = f"finite numbers of shape {shape}" if shape else "a finite number"
             raise UserError(f"{self.name} gave the {what} {value!r:.80}, which is not {numbers}.")

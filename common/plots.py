@@ -26,7 +26,7 @@ def draw_run(
     """
     drawn = []
     for name, draw in (
-        ("curve.png", lambda path: draw_curve(path, directory.name, result)),
+        ("curve.png", lambda path: draw_curve(path, result)),
         ("rollouts.png", lambda path: draw_rollouts(path, result["env"], result["task"], make_env, paths, data)),
     ):
         try:
@@ -37,9 +37,9 @@ def draw_run(
     return drawn
 
 
-def draw_curve(path: Path, title: str, result: dict[str, Any]) -> bool:
+def draw_curve(path: Path, result: dict[str, Any]) -> bool:
     """D4RL's score, success, or return over training: a thin line per seed and a thick one for their mean; with --grid
-    the mean of each combination. result: of result.json."""
+    the mean of each combination. The title is the folder's name. result: of result.json."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 3.6))
     parts = result.get("grid", [result])
@@ -56,28 +56,26 @@ def draw_curve(path: Path, title: str, result: dict[str, Any]) -> bool:
     if name == "success":
         axes.set_ylim(-0.03, 1.03)
     axes.set(xlabel="updates", ylabel="normalized return" if name == "normalized" else name)
-    axes.set_title(title.replace("$", r"\$"), fontsize=8)
+    axes.set_title(path.parent.name.replace("$", r"\$"), fontsize=8)
     axes.grid(alpha=0.3)
     save_figure(figure, path, 150, bbox_inches="tight")
     return True
 
 
 def draw_rollouts(
-    path: Path,
-    env: str,
-    task: int | None,
-    make_env: Callable[..., gymnasium.Env],
-    paths: list[np.ndarray],
-    data: np.ndarray | None = None,
+    path: Path, env: str, task: int | None, make_env: Callable, paths: list[np.ndarray], data: np.ndarray | None = None
 ) -> bool:
     """The episodes of the first member. On a bandit: the data, and the policy's actions. In a maze: where each episode
     went. Returns False for other environments. Arguments as for `draw_run`."""
-    if not len(paths) or not len(paths[0]):
+    if not any(map(len, paths)):
+        return False
+    maze = None if env in BANDITS else make_env()
+    if maze and not maze.has_wrapper_attr("maze_map"):
         return False
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(5, 5))
     title = f"{env} task {task}" if task else env
-    if env in BANDITS:
+    if maze is None:
         if data is not None:
             axes.scatter(*data[:2000].T, s=3, c=COLORS["data"], label="data")
         axes.scatter(*np.concatenate(paths).T, s=5, c=COLORS["policy"], alpha=0.6, label="policy")
@@ -85,10 +83,6 @@ def draw_rollouts(
             axes.annotate(f"reward {mean:g}", center, (0, 16), textcoords="offset points", ha="center")
         axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), title=f"{title}: data and policy")
     else:
-        maze = make_env()
-        if not maze.has_wrapper_attr("maze_map"):
-            plt.close(figure)
-            return False
         for trajectory in paths:
             axes.plot(*trajectory.T, color=COLORS["policy"], lw=0.8, alpha=0.5)
             axes.plot(*trajectory[0], ".", color=COLORS["policy"], ms=4)

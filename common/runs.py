@@ -12,11 +12,11 @@ The same command, given again, goes on from the checkpoint: rows of the logs tha
 
 import contextlib
 import csv
+import faulthandler
 import hashlib
 import importlib.metadata
 import os
 import platform
-import select
 import shlex
 import shutil
 import signal
@@ -47,9 +47,9 @@ from common.args import (
     write_config,
 )
 from common.data.dataset import PHYSICS, Dataset
-from common.evaluation import FIGURES
+from common.evaluation import FIGURES, MODES
 from common.plots import draw_run
-from common.system import installed, lock, progress_bar, require, say, sha256, write_atomically, write_json
+from common.system import ROOT, installed, lock, progress_bar, require, say, sha256, write_atomically, write_json
 from common.workers import STOP_SIGNALS
 
 
@@ -75,6 +75,7 @@ class Run:
         say(dataset.summary())
         with contextlib.ExitStack() as stack:
             self.signals = stack.enter_context(contextlib.closing(StopSignals()))
+            self.stopping = self.signals.asked
             self.directory = Path(args.run_dir) if args.run_dir else new_directory(args, dataset)
             self.train_log, self.eval_log = self.directory / "train.csv", self.directory / "eval.csv"
             self._open(stack)
@@ -133,7 +134,7 @@ class Run:
         write_config(directory, self.args, config, {"data": "collect"} if collected else {})
         for path, content in kept.items():
             write_atomically(path, content)
-        self.evaluations = read_evaluations(self.eval_log)
+        self.evaluations = about.get("evaluations", [])
 
     def _name(self, member: Member) -> str:
         """alpha=3/seed1: a name for what there are several of."""
@@ -183,10 +184,6 @@ class Run:
         self.mark = time.monotonic()
         return state
 
-    def stopping(self) -> bool:
-        """Whether Ctrl-C, SIGTERM or SIGHUP asked for an end."""
-        return self.signals.asked()
-
     @property
     def finished(self) -> bool:
         """Whether there is nothing more to train."""
@@ -230,6 +227,8 @@ class Run:
                 low, high = self.dataset.reference
                 results["normalized"] = 100 * (results["return"] - low) / (high - low)
             means = {name: x.mean(axis=1) for name, x in results.items()}
+            if modes := [means.pop(name) for name in MODES if name in means]:
+                means["rarest_mode"] = np.min(modes, axis=0)
             self.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
             columns = [f"eval/{name}" for name in FIGURES]
             self._write(self.eval_log, {f"eval/{name}": x for name, x in means.items()}, columns)
@@ -241,9 +240,13 @@ class Run:
 
     def _write(self, log: Path, metrics: dict[str, np.ndarray], columns: Sequence[str] = ()) -> None:
         rows = [{name: float(x[i]) for name, x in metrics.items()} for i in range(len(self.members))]
+        about = [{"step": self.step, "seed": member.seed} | member.values for member in self.members]
         try:
-            about = [{"step": self.step, "seed": member.seed} | member.values for member in self.members]
-            append_rows(log, [first | row for first, row in zip(about, rows)], [*about[0], *columns])
+            with open(log, "a", newline="") as file:
+                writer = csv.DictWriter(file, [*about[0], *columns], lineterminator="\n")
+                if not file.tell():
+                    writer.writeheader()
+                writer.writerows(first | row for first, row in zip(about, rows))
             self.events.write(self.step, rows)
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
@@ -267,6 +270,7 @@ class Run:
             "updates": self.updates,
             "seconds": self.seconds,
             "wall_seconds": self.wall_seconds,
+            "evaluations": self.evaluations,
             "logs": {path.name: end_of(path) for path in (self.train_log, self.eval_log)},
             "identity": self.identity,
         }
@@ -277,15 +281,18 @@ class Run:
         """Ends the run. Either writes result.json and the pictures and returns the directory; or, after a signal, saves
         and exits with 128 + the signal's number."""
         number, path = self.signals.number, self.directory / "result.json"
-        self.save(state)  # with the evaluation of this step
+        if number or not path.exists():
+            self.save(state)  # with the evaluation of this step
         self.bar.close()
         if number:
             self._remove_if_empty()
             kept = f"--run-dir {self.directory} goes on" if self.directory.exists() else "nothing is kept"
             say(f"stopped at step {self.step:,}; {kept}\n{self.directory}")
             sys.exit(128 + number)
-        if not path.exists():
-            result = make_result(self.args, self.dataset, read_evaluations(self.eval_log))
+        result = make_result(self.args, self.dataset, self.evaluations)
+        if path.exists():
+            say("\n".join([*score_lines(result), "this run has ended; larger --steps would go on"]))
+        else:
             speed = self.updates / self.seconds if self.seconds else 0.0
             write_json(path, result | {"updates_per_second": speed, "wall_seconds": self.wall_seconds})
             data = self.dataset.actions if self.dataset.source == "builtin" else None
@@ -328,34 +335,11 @@ def kept_rows(path: Path, end: dict[str, Any] | None) -> bytes:
     return content
 
 
-def append_rows(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Appends rows to a CSV file, whose header is written with its first row. Raises OSError if that fails."""
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if not file.tell():
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def end_of(path: Path) -> dict[str, Any]:
     """Where a log ends now, and the digest of what it holds, which is on the disk then."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """Step, and name -> one value per member, of each evaluation in eval.csv. A success that no episode had reported
-    yet is 0."""
-    by_step: dict[int, list[dict[str, str]]] = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            by_step.setdefault(int(row["step"]), []).append(row)
-    reported = [name for name in FIGURES if any(row[f"eval/{name}"] for rows in by_step.values() for row in rows)]
-    return [
-        {"step": step} | {name: [float(row[f"eval/{name}"] or 0) for row in rows] for name in reported}
-        for step, rows in by_step.items()
-    ]
 
 
 class Events:
@@ -373,12 +357,7 @@ class Events:
         self.record_writer, self.event, self.summary = record_writer.RecordWriter, event_pb2, summary_pb2
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self.files = [folder / name for folder in folders]
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        for file in self.files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._append(file, file_version="brain.Event:2")
-            if forget_from is not None:
-                self._append(file, step=forget_from, session_log=start)
+        self.begun, self.forget_from = False, forget_from
 
     def open(self, path: str):
         """How tensorboardX opens a file that is named append:PATH."""
@@ -392,8 +371,15 @@ class Events:
     def write(self, step: int, rows: list[dict[str, float]]) -> None:
         """Appends the values of one step, a row for each folder. Raises OSError if that fails."""
         for file, row in zip(self.files, rows):
+            if not self.begun:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._append(file, file_version="brain.Event:2")
+            if not self.begun and self.forget_from is not None:
+                start = self.event.SessionLog(status=self.event.SessionLog.START)
+                self._append(file, step=self.forget_from, session_log=start)
             values = [self.summary.Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
             self._append(file, step=step, summary=self.summary.Summary(value=values))
+        self.begun = True
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
@@ -401,15 +387,14 @@ class Events:
 
 class StopSignals:
     """Ctrl-C, SIGTERM and SIGHUP. The first asks the run to end well. A second one, a second or more later, ends the
-    process at once; so does the first if nobody asks for it within `patience` seconds, because something hangs. A
-    signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    process at once. So does the first if nobody asks for it within `patience` seconds, because something hangs, and
+    shows where. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
 
     A thread listens, because Python's own handlers wait until a compiled program returns.
     """
 
     def __init__(self):
-        self.number, self.answered, self.patience = 0, False, 10.0
-        self.handlers: dict[int, Any] = {}
+        self.number, self.patience, self.handlers = 0, 10.0, {}
         if threading.current_thread() is threading.main_thread():
             self.inbox, self.outbox = socket.socketpair()
             self.outbox.setblocking(False)
@@ -420,24 +405,20 @@ class StopSignals:
 
     def _listen(self) -> None:
         since = 0.0
-        while True:
-            ready, _, _ = select.select([self.inbox], [], [], 0.2 if self.number and not self.answered else None)
-            for number in self.inbox.recv(64) if ready else b"":
-                if number == 0:
-                    return  # closed
-                if number in self.handlers and not self.number:
-                    self.number, since = number, time.monotonic()
-                    _warn("stopping at the end of this interval; Ctrl-C again stops at once")
-                elif number in self.handlers and time.monotonic() - since >= 1:
-                    os._exit(128 + number)
-            if self.number and not self.answered and time.monotonic() - since > self.patience:
-                _warn(f"no answer for {self.patience:.0f} s: stopped here, with the last checkpoint")
-                os._exit(128 + self.number)
+        while number := self.inbox.recv(1)[0]:  # 0 from `close`
+            if number in self.handlers and not self.number:
+                faulthandler.dump_traceback_later(self.patience, exit=True, file=2)
+                self.number, since = number, time.monotonic()
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once\n")
+            elif number in self.handlers and time.monotonic() - since >= 1:
+                os._exit(128 + number)
 
     def asked(self) -> bool:
         """Whether an end was asked for, which is answered herewith."""
-        self.answered = bool(self.number)
-        return self.answered
+        if self.number:
+            faulthandler.cancel_dump_traceback_later()
+        return bool(self.number)
 
     def close(self) -> None:
         """Gives the signals back the meaning that they had."""
@@ -446,11 +427,6 @@ class StopSignals:
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             self.outbox.send(b"\0")
-
-
-def _warn(message: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        os.write(2, f"\n{message}\n".encode())
 
 
 # -------------------------------------------------------------------------------------------------------------- result
@@ -482,7 +458,10 @@ def scores(eval_every: int, three: bool, evaluations: list[dict]) -> dict[str, A
     three: whether it is the mean of the last three evaluations (OGBench), and not the last one. The one at the end of a
     run does not count if it is not a multiple of eval_every.
     """
-    name = next(name for name in ("normalized", "success", "return") if name in evaluations[-1])
+    reported = [name for name in FIGURES if any(name in x for x in evaluations)]
+    none = [0.0] * len(evaluations[0]["return"])  # of a success that no episode had reported yet
+    evaluations = [{"step": x["step"]} | {name: x.get(name, none) for name in reported} for x in evaluations]
+    name = next(name for name in ("normalized", "success", "return") if name in reported)
     trained = [evaluation for evaluation in evaluations if evaluation["step"] > 0]
     values = np.array([x[name] for x in trained])
     regular = [x["step"] % eval_every == 0 for x in trained]
@@ -525,13 +504,11 @@ def circumstances(dataset: Dataset) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Commit of this project's checkout, with `+changes` if files differ from it; None outside of one."""
-    if not (checkpoints.ROOT / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a git hook's
     command = shlex.split("git -c safe.directory=* describe --always --exclude=* --abbrev=12 --dirty=+changes")
     try:
-        return subprocess.check_output(
-            command, cwd=checkpoints.ROOT, env=environment, text=True, stderr=subprocess.DEVNULL
-        ).strip()
+        return subprocess.check_output(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -19,6 +19,8 @@ try:
 except ImportError:  # Windows has no such locks: nothing keeps two processes apart there
     fcntl = None  # type: ignore[assignment]
 
+ROOT = Path(__file__).resolve().parent.parent  # of this project
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
@@ -85,16 +87,6 @@ def lock(path: Path, files: contextlib.ExitStack, wait: bool = False) -> bool:
     except OSError:
         pass
     return True
-
-
-@contextlib.contextmanager
-def alone(path: Path, doing: str) -> Iterator[None]:
-    """Lets in one process at a time, by the lock of this file. The others print "another process is {doing}"."""
-    with contextlib.ExitStack() as files:
-        if not lock(path, files):
-            say(f"another process is {doing}; waiting for it")
-            lock(path, files, wait=True)
-        yield
 
 
 # -------------------------------------------------------------------------------------------------------------- machine

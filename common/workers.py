@@ -21,28 +21,34 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(sign
 START_METHOD = "spawn"  # forking a process that runs JAX can deadlock
 
 
-class Workers:
+class Workers(contextlib.AbstractContextManager):
     """One process per tuple in `arguments`, each running target(pipe, *arguments). A context manager that ends them.
 
-    Target and arguments travel by cloudpickle, so they may be defined in the script that is running.
+    Target and arguments travel by cloudpickle, so they may be defined in the script that is running. An exception in
+    the target goes to the parent, with the process's name.
     """
 
     def __init__(self, target: Callable, arguments: Sequence[tuple]):
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
         context: Any = multiprocessing.get_context(START_METHOD)
-        with _main_module_hidden():
+        # A spawned process would import the main module again, and with the script all of JAX.
+        main = sys.modules["__main__"]
+        file, spec = main.__dict__.pop("__file__", None), main.__spec__
+        main.__spec__ = None
+        try:
             for its_arguments in arguments:
                 here, there = context.Pipe()
                 work = cloudpickle.dumps((target, its_arguments))
-                process = context.Process(target=_run, args=(there, work), daemon=True)
+                process = context.Process(target=_run, args=(there, work), daemon=True, name="a worker process")
                 process.start()
                 there.close()
                 self.pipes.append(here)
                 self.processes.append(process)
-
-    def __enter__(self):
-        return self
+        finally:
+            main.__spec__ = spec
+            if file is not None:
+                main.__file__ = file
 
     def __exit__(self, *_):
         for pipe in self.pipes:
@@ -73,15 +79,6 @@ class Workers:
         return message
 
 
-def failure(error: Exception, doing: str) -> UserError:
-    """What went wrong in code that is not ours, and where."""
-    if isinstance(error, UserError):
-        return error
-    *_, last = traceback.extract_tb(error.__traceback__) or [None]
-    where = f" ({last.filename}, line {last.lineno})" if last else ""
-    return UserError(f"{doing} failed: {type(error).__name__}: {error}{where}")
-
-
 def _run(pipe: Connection, work: bytes) -> None:
     # Stop signals reach the whole process group. Workers ignore them; the parent decides when to stop.
     for number in STOP_SIGNALS:
@@ -91,30 +88,16 @@ def _run(pipe: Connection, work: bytes) -> None:
     try:
         target, arguments = cloudpickle.loads(work)
         target(pipe, *arguments)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent has no more work
     except Exception as error:
-        with contextlib.suppress(OSError):
-            pipe.send(failure(error, "a worker process"))
+        if not isinstance(error, UserError):
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what, where = multiprocessing.current_process().name, f"{last.filename}, line {last.lineno}"
+            error = UserError(f"{what} failed: {type(error).__name__}: {error} ({where})")
+        with contextlib.suppress(OSError):  # the parent has closed the pipe, because there is no more work
+            pipe.send(error)
 
 
 def _end_with_parent() -> None:
     """Also where an environment hangs and no pipe is read."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _main_module_hidden():
-    """A spawned process imports the main module again, and with the script all of JAX, which a worker does not need."""
-    main = sys.modules["__main__"]
-    file, spec = main.__dict__.pop("__file__", None), main.__spec__
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__spec__ = spec
-        if file is not None:
-            main.__file__ = file
+    wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
+    os._exit(1)

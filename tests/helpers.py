@@ -1,6 +1,7 @@
 """What several test files need: small data, ways to run a script, and what a run left behind."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common import args as common_args
@@ -54,6 +56,37 @@ def tiny_flags(script: str, env: str = "bandit", **changes) -> list[str]:
 def compiled(agent):
     """The agent with each function as one program: operations one by one are compiled one by one, for seconds."""
     return agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update), act=jax.jit(agent.act))
+
+
+SMALL = {
+    "hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "learning_rate": 0.05, "discount": 0.9,
+    "target_rate": 0.3,
+}  # fmt: skip
+
+
+@functools.cache  # an update takes seconds to compile
+def small_agent(script, **changes):
+    """Of a diffusion method: an agent with two-dimensional actions, its state with targets that differ from what they
+    follow, a batch of eight transitions, and the arguments."""
+    args = script.Args(**(SMALL | changes))
+    agent = compiled(script.make_agent(args, 3, 2))
+    state, other = (agent.init(jax.random.PRNGKey(i)) for i in range(2))
+    state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
+    rng = np.random.default_rng(0)
+    batch = {
+        "observations": rng.standard_normal((8, 3)),
+        "actions": rng.uniform(-1, 1, (8, 2)),
+        "rewards": rng.standard_normal(8),
+        "masks": np.arange(8) % 4 > 0,
+        "next_observations": rng.standard_normal((8, 3)),
+    }
+    return agent, state, {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}, args
+
+
+def acting(agent, state, num_states, **replaced):
+    """Actions of a small agent in one observation, so many times; the given parts of its state replaced."""
+    observations = jnp.broadcast_to(jnp.arange(3) / 2.0, (num_states, 3))
+    return agent.act(state._replace(**replaced), observations, jax.random.PRNGKey(2))
 
 
 def launch_in_process(script, *argv) -> Path:

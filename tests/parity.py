@@ -28,6 +28,17 @@ def assert_trees_close(ours, theirs, rtol=1e-4, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), ours, theirs)
 
 
+def assert_moved(after, before, goal, rate):
+    """That a target has moved by this share of the way to its goal."""
+    expected = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, before, goal)
+    assert_trees_close(after, expected, rtol=1e-5, atol=1e-7)
+
+
+def golden_field(case):
+    """The fixtures' stand-in for the network that the steps of a chain or a flow ask, a function of (x, t)."""
+    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
+
+
 def assert_same_mean(ours, theirs, name):
     """Two samples of the same random number, or array of them, along axis 0."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -55,10 +66,6 @@ def tree(case, prefix):
     }
 
 
-def batch_of(case):
-    return {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
-
-
 def check_means(draws, means, errors):
     """Trees of random arrays, the draws along axis 0, against the authors' means and standard errors."""
     draws, means, errors = (flax.traverse_util.flatten_dict(x) for x in (draws, means, errors))
@@ -80,6 +87,16 @@ def check_number(values, case, name):
     assert abs(spread - case[f"std.{name}"]) <= 4.5 * error + 1e-5 * max(1, abs(mean)), name
 
 
+def check_schedule(schedule, case):
+    """The constants that both diffusion methods have."""
+    assert all(x.dtype == jnp.float32 for x in schedule)
+    assert_close(schedule.betas, case, "betas")
+    assert_close(schedule.alphas, case, "alphas")
+    assert_close(schedule.alpha_bars, case, "alpha_hats")
+    assert_close(1 / schedule.signal, case, "sqrt_recip_alpha_hats")
+    assert_close(schedule.noise / schedule.signal, case, "sqrt_recipm1_alpha_hats")
+
+
 def draw(function, *inputs, num_draws=4096):
     """function(key, *inputs) for so many keys, the results along axis 0."""
 
@@ -90,19 +107,45 @@ def draw(function, *inputs, num_draws=4096):
     return draws(jax.random.split(jax.random.PRNGKey(1), num_draws), *inputs)
 
 
-def fixed_agent(script, args, case, names):
-    """Of a diffusion method: the agent, its state with the fixture's parameters of these networks and its targets, and
-    the batch."""
+def draw_losses(agent, state, batch):
+    """Gradients and metrics of critic and actor for 4,096 keys."""
+
+    def losses(key, state, batch):
+        gradients, metrics = {}, {}
+        for (name, loss), loss_key in zip(agent.losses.items(), jax.random.split(key)):
+            gradients[name], values = jax.grad(loss, has_aux=True)(state.params[name], state, batch, loss_key)
+            metrics |= values
+        return gradients, metrics
+
+    return draw(losses, state, batch)
+
+
+def fixed_agent(script, args, case, params, **targets):
+    """The agent, its state with these parameters and targets, and the fixture's batch."""
     agent = compiled(script.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
-    params = {name: tree(case, f"param.{name}") for name in names}
-    targets = {name: tree(case, f"param.{name}") for name in ("target_actor", "target_critic")}
     state = agent.init(jax.random.PRNGKey(0))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
-    return agent, state._replace(params=params, **targets), batch_of(case)
+    batch = {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
+    return agent, state._replace(params=params, **targets), batch
 
 
-def moved_by_updates(agent, state, batch, num_updates):
-    """How far so many updates on the same batch move each network and target, for 1,024 keys."""
+def gradient_of(agent, name, state, batch, key=None):
+    """The gradient of one loss at the state's parameters of that name, and the loss's metrics."""
+    return jax.jit(jax.grad(agent.losses[name], has_aux=True))(state.params[name], state, batch, key)
+
+
+def fixed_diffusion_agent(script, args, case, names):
+    """The same with the fixture's parameters of these networks and of both targets."""
+    params, targets = (
+        {name: tree(case, f"param.{name}") for name in group} for group in (names, ("target_actor", "target_critic"))
+    )
+    return fixed_agent(script, args, case, params, **targets)
+
+
+def check_updates(agent, state, batch, case, exact=()):
+    """How far the fixture's number of updates on the same batch moves each network and target, for 1,024 keys. exact:
+    those in which nothing is random."""
+    num_updates = int(case["hp.updates"])
 
     def networks(state):
         return state.params | {"target_actor": state.target_actor, "target_critic": state.target_critic}
@@ -111,7 +154,11 @@ def moved_by_updates(agent, state, batch, num_updates):
         after = jax.lax.fori_loop(0, num_updates, lambda _, s: agent.update(s, batch)[0], state._replace(key=key))
         return jax.tree.map(jnp.subtract, networks(after), networks(state))
 
-    return draw(updates, state, batch, num_draws=1024)
+    for name, moved in draw(updates, state, batch, num_draws=1024).items():
+        if name in exact:
+            assert_trees_close(jax.tree.map(lambda x: x[0], moved), tree(case, f"moved.{name}"), atol=3e-6)
+        else:
+            check_means(moved, tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
 
 
 def check_actions(agent, state, case):
@@ -139,14 +186,16 @@ def critic_params(case, prefix):
     return {"params": {"VmapMLP_0": mlp_params(case, prefix)["params"]}}
 
 
-def check_td_loss(td_loss, case):
-    """Loss, gradient and target, and that the target gets no gradient."""
+def check_td_loss(td_loss, case, summed=False):
+    """Loss, gradient and target, and that the target gets no gradient. summed: the loss is a sum over the critics. The
+    fixture's gradient is always that of their mean."""
     rest = case["rewards"], case["masks"], float(case["discount"]), str(case["q_agg"])
     value, gradient = jax.value_and_grad(td_loss)(jnp.asarray(case["q"]), case["next_q"], *rest)
-    assert_close(value, case, "critic_loss")
-    assert_close(gradient, case, "grad_q")
-    # The gradient is 2 (q - target) / (E B), so the target can be read off it.
-    for target in case["q"] - gradient * case["q"].size / 2:
+    assert_close(value, case, "critic_loss_sum" if summed else "critic_loss")
+    scale = len(case["q"]) if summed else 1
+    assert_close(gradient, {"grad_q": scale * case["grad_q"], "f32_err": case["f32_err"]}, "grad_q")
+    # The gradient is scale * 2 (q - target) / (E B), so the target can be read off it.
+    for target in case["q"] - gradient * case["q"].size / 2 / scale:
         assert_close(target, case, "target")
     assert not np.any(jax.grad(td_loss, argnums=1)(case["q"], case["next_q"], *rest))
 
@@ -162,29 +211,22 @@ def shared_args(case):
     )
 
 
-def check_agent_step(script, args, case, layout, metric_names):
+def agent_params(case, prefix, actor):
+    """A script's `params`, filled with the fixture's arrays of that prefix. actor: the fixture's name of the actor, or
+    the names of its parts as a dictionary."""
+    networks = jax.tree.map(lambda name: mlp_params(case, f"{prefix}.{name}"), actor)
+    return {"actor": networks, "critic": critic_params(case, f"{prefix}.critic")}
+
+
+def check_agent_step(script, args, case, actor, metric_names):
     """Losses, gradients and the target's step at fixed parameters and batch, in the mean over 4096 random keys.
 
-    layout(prefix) -> the script's `params`, filled with the fixture's arrays of that prefix;
-    metric_names: the script's -> the fixture's, besides those of the critic and the total.
+    actor: as for agent_params; metric_names: the script's -> the fixture's, besides those of the critic and the total.
     """
-    agent = compiled(script.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
-    params, target = layout("param"), critic_params(case, "param.target_critic")
-    state = agent.init(jax.random.PRNGKey(0))
-    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
-    state = state._replace(params=params, target_critic=target)
-    batch = batch_of(case)
-
-    def gradient_and_metrics(key, state, batch):
-        critic_key, actor_key = jax.random.split(key)
-        gradients, metrics = {}, {}
-        for name, key in (("critic", critic_key), ("actor", actor_key)):
-            gradients[name], values = jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, key)
-            metrics |= values
-        return gradients, metrics | {"total": metrics["losses/critic"] + metrics["losses/actor"]}
-
-    gradients, metrics = draw(gradient_and_metrics, state, batch)
-
+    params, target = agent_params(case, "param", actor), critic_params(case, "param.target_critic")
+    agent, state, batch = fixed_agent(script, args, case, params, target_critic=target)
+    gradients, metrics = draw_losses(agent, state, batch)
+    metrics["total"] = metrics["losses/critic"] + metrics["losses/actor"]
     names = {
         "losses/critic": "critic.critic_loss",
         "train/q_mean": "critic.q_mean",
@@ -195,17 +237,15 @@ def check_agent_step(script, args, case, layout, metric_names):
     }
     for ours, theirs in (names | metric_names).items():
         check_number(metrics[ours], case, theirs)
-    check_means(gradients, layout("grad_mean"), layout("grad_se"))
+    check_means(gradients, agent_params(case, "grad_mean", actor), agent_params(case, "grad_se", actor))
 
     # An update is a step of Adam along these gradients.
-    after, update_metrics = jax.jit(agent.update)(state, batch)
+    after, update_metrics = agent.update(state, batch)
     _, critic_key, actor_key = jax.random.split(state.key, 3)
     for name, key in (("critic", critic_key), ("actor", actor_key)):
-        gradient, values = jax.jit(jax.grad(agent.losses[name], has_aux=True))(params[name], state, batch, key)
+        gradient, values = gradient_of(agent, name, state, batch, key)
         assert_trees_close(jax.tree.map(lambda mu: mu / (1 - 0.9), after.optimizer_state[0].mu[name]), gradient)
         assert_trees_close({key: update_metrics[key] for key in values}, values)
 
     # The target moves towards the critic as it was before the gradient step.
-    rate = args.target_rate
-    expected = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, target, params["critic"])
-    assert_trees_close(after.target_critic, expected, rtol=1e-5, atol=1e-7)
+    assert_moved(after.target_critic, target, params["critic"], args.target_rate)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import CHEAP, NAME, ROOT, launch_in_process, result_of, tiny_args, tiny_flags, wait_for
 
-from common import checkpoints
+from common import checkpoints, policies
 from common.data import load_dataset
 from common.runs import Run
 
@@ -72,7 +72,7 @@ def changed(tmp_path, data_dir):
         path = tmp_path / "driftql.py"
         path.write_text((ROOT / "driftql.py").read_text())
         subprocess.run(["patch", "-p1", "--fuzz=0"], input=diff, cwd=tmp_path, text=True, check=True)
-        return checkpoints.import_script(name, path.rename(tmp_path / f"{name}.py")), [
+        return policies.import_script(name, path.rename(tmp_path / f"{name}.py")), [
             *tiny_flags("driftql", NAME, steps=20, eval_every=10, save_every=10, eval_episodes=1),
             *("--data-dir", data_dir, "--run-dir", tmp_path / "run"),
         ]

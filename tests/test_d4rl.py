@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import json
 from operator import attrgetter
 from pathlib import Path
@@ -116,7 +117,6 @@ def test_a_file_becomes_a_dataset_with_rewards_as_the_authors_treat_them(hopper_
     returns = [r[:4].sum(), r[4:9].sum(), r[9:].sum()]
     for rewards, numbers in {
         "usual": r,
-        "minus_one": r - 1,
         "cql_antmaze": 4 * (r - 0.5),
         "standardized": (r - r.mean()) / r.std(ddof=1),
         "returns_1000": 1000 * r / (max(returns) - min(returns)),
@@ -176,12 +176,9 @@ def test_medium_and_large_are_ogbenchs_mazes(task):
     np.testing.assert_array_equal(env.get_wrapper_attr("maze_map"), theirs.maze_map)
     for name in ("body_mass", "actuator_gear", "dof_damping", "opt.timestep"):
         np.testing.assert_array_equal(*(attrgetter(name)(model) for model in (env.unwrapped.model, theirs.model)))
-    names = [theirs.model.geom(i).name for i in range(theirs.model.ngeom)]
-    walls = [name for name in names if name.startswith("block")]
-    for wall in walls:
-        for name in ("pos", "size", "margin", "friction"):
-            ours = getattr(env.unwrapped.model.geom(wall), name)
-            np.testing.assert_array_equal(ours, getattr(theirs.model.geom(wall), name))
+    walls = [theirs.model.geom(i) for i in range(theirs.model.ngeom) if theirs.model.geom(i).name.startswith("block")]
+    for wall, name in itertools.product(walls, ("pos", "size", "margin", "friction")):
+        np.testing.assert_array_equal(getattr(env.unwrapped.model.geom(wall.name), name), getattr(wall, name))
 
 
 def adroit_reward(hand: str, data) -> float:
@@ -263,18 +260,14 @@ def host(hopper_file):
         yield server
 
 
-def test_d4rls_file_is_downloaded_whole_and_once_and_nothing_else_is_kept(host, hopper_file, tmp_path, monkeypatch):
+def test_d4rls_file_is_downloaded_once_and_nothing_else_is_kept(host, hopper_file, tmp_path, monkeypatch):
     (path, arrays), folder = hopper_file, tmp_path / "new"
     url = f"{d4rl.HOST}/gym_mujoco_v2/hopper_medium-v2.hdf5"
     monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
     good, digest = host.content, sha256(path)
-    write_hdf5(path, {name: x for name, x in arrays.items() if name != "rewards"})
-    for host.content, host.cut, message in [
-        (good, {"hopper": 100}, "did not arrive whole"),
-        (b"<html>Please log in</html>", {}, f"what {url} sent is not hopper_medium-v2.hdf5"),
-        (path.read_bytes(), {}, "no 'rewards'"),
-    ]:
-        assert message in refused("hopper-medium", data="download")
+    host.content = write_hdf5(path, {name: x for name, x in arrays.items() if name != "rewards"}).read_bytes()
+    message = refused("hopper-medium", data="download")
+    assert f"what {url} sent is not hopper_medium-v2.hdf5" in message and "no 'rewards'" in message
     assert {file.suffix for file in folder.iterdir()} == {".lock"}
     host.content, host.asked = good, []
     for data in ("auto", "download"):
@@ -290,24 +283,20 @@ def test_files_that_are_damaged_or_cannot_be_had_are_refused(hopper_file, tmp_pa
     monkeypatch.setattr(d4rl, "HOST", "http://127.0.0.1:9/offline_rl")  # nobody listens there
     for data, message in (
         ("cache", "hopper_medium-v2.hdf5 does not exist"),
-        ("collect", "not collected"),
+        ("collect", "nothing is to be downloaded"),
         ("auto", "cannot be downloaded from http://127.0.0.1:9/offline_rl/gym_mujoco_v2/hopper_medium-v2.hdf5"),
     ):
         assert message in refused("hopper-medium", data=data, data_dir=str(tmp_path / "new"))
     path, arrays = hopper_file
-    content = path.read_bytes()
-    for wrong in (content[: len(content) // 2], b"PK\x03\x04 an npz, say", b""):
-        path.write_bytes(wrong)
-        assert f"{path} cannot be read: " in refused("hopper-medium", data_dir=str(tmp_path))
+    path.write_bytes(path.read_bytes()[:1000])
+    assert f"{path} cannot be read: " in refused("hopper-medium", data_dir=str(tmp_path))
     wrongs = {
-        "no 'rewards'; it holds actions, observations": {"rewards": None},
         "'timeouts' has type float64 and shape (12, 2), needed: one number": {"timeouts": np.zeros((12, 2))},
-        "is NaN, infinite or beyond float32, first in row 7": {"rewards": np.where(np.arange(12) == 7, np.nan, 0.0)},
         "rewards cannot be standardized": {"rewards": np.zeros(12)},
         "no transition": {key: x[:1] for key, x in arrays.items()},
     }
     for message, changes in wrongs.items():
-        write_hdf5(path, {key: x for key, x in (arrays | changes).items() if x is not None})
+        write_hdf5(path, arrays | changes)
         rewards = "standardized" if "standardized" in message else "usual"
         assert message in refused("hopper-medium", data_dir=str(tmp_path), rewards=rewards)
 

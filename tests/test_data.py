@@ -25,7 +25,7 @@ from common import UserError
 from common.data import bandits, load_dataset, ogbench
 from common.data.bandits import Bandit
 from common.data.dataset import MARGINS_ADD_UP, PHYSICS
-from common.data.download import Unreachable, fetch
+from common.data.files import Unreachable, fetch
 from common.data.ogbench import OGBENCH_NAMES, make_ogbench_env, resolve_name
 from common.data.own import make_user_env
 from common.system import sha256
@@ -46,9 +46,8 @@ MISTAKES = (
     (NAME, {"task": 6}, "tasks 1 to 5"),
     (f"{NAME}-singletask-task2-v0", {"task": 3}, "give one of them"),
     ("hopper-medium", {"task": 2}, "--task belongs to OGBench"),
-    ("bandit", {"rewards": "standardized"}, "leave .*--rewards out"),
     (NAME, {"rewards": "standardized"}, "belongs to D4RL"),
-    ("bandit", {"dataset": __file__}, "has data of its own"),
+    ("bandit", {"task": 1}, "bandit has no tasks"),
     (NAME, {"dataset": "none.npz"}, "none.npz does not exist"),
     (NAME, {"data_dir": __file__, "data": "cache"}, f"{NAME}-v0.npz does not exist"),
 )
@@ -106,7 +105,6 @@ WRONG = {
     "cannot be read: Object arrays": {"actions": np.array([{"code": "never run"}] * 606, dtype=object)},
     "shape (0, 2)": {"observations": np.zeros((0, 2))},
     "no 'masks'": {"rewards": np.zeros(606)},  # your own data
-    "'masks' must be 0 or 1": {"rewards": np.zeros(606), "masks": np.full(606, 0.5)},
     "'next_observations' has shape (606, 3), the environment": {
         "rewards": np.zeros(606), "masks": np.ones(606), "next_observations": np.zeros((606, 3)),
     },
@@ -130,7 +128,7 @@ def test_a_file_with_wrong_arrays_or_that_cannot_be_read_is_refused(data_file):
 def test_without_data_there_is_the_environment(tmp_path, monkeypatch):
     """No file is read, nothing asked for or collected."""
     for module in ("ogbench", "d4rl"):
-        monkeypatch.setattr(f"common.data.{module}._find_file", lambda *_: pytest.fail("looked for data"))
+        monkeypatch.setattr(f"common.data.{module}.fetch", lambda *_: pytest.fail("looked for data"))
     for env, dims in {NAME: (2, 2), "bandit": (1, 2), "hopper-medium": (11, 3), "Pendulum-v1": (3, 1)}.items():
         dataset = load_dataset(env, data="none", data_dir=str(tmp_path / "gone"))
         assert (dataset.observations.shape, dataset.actions.shape) == ((0, dims[0]), (0, dims[1]))
@@ -158,7 +156,7 @@ class Host(http.server.ThreadingHTTPServer):
 
     def __init__(self, content: bytes):
         super().__init__(("127.0.0.1", 0), self.Handler)
-        self.content, self.asked, self.cut, self.status = content, [], {}, 200
+        self.content, self.asked, self.cut, self.status = content, [], None, 200
         self.open = threading.Event()  # nothing is sent before
         self.open.set()
         self.address = f"http://127.0.0.1:{self.server_port}/files"
@@ -170,8 +168,7 @@ class Host(http.server.ThreadingHTTPServer):
             self.send_response(self.server.status)
             self.send_header("Content-Length", str(len(self.server.content)))
             self.end_headers()
-            size = next((size for part, size in self.server.cut.items() if part in self.path), None)
-            self.wfile.write(self.server.content[:size])
+            self.wfile.write(self.server.content[: self.server.cut])
 
         def log_message(self, *_):
             pass
@@ -198,7 +195,7 @@ def visible(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir() if not file.name.endswith(".lock")}
 
 
-def test_official_is_what_this_program_has_downloaded(host, tmp_path):
+def test_official_is_what_this_program_has_downloaded(host, tmp_path, monkeypatch):
     """And nothing else: not a copy without its record, not a changed file. A second call does not ask again."""
     load = lambda: load_dataset(NAME, data_dir=str(tmp_path / "new"))  # noqa: E731
     assert [load().source for _ in range(2)] == ["official"] * 2
@@ -210,6 +207,9 @@ def test_official_is_what_this_program_has_downloaded(host, tmp_path):
     assert load().source == "unverified"
     path.write_bytes(host.content)
     assert load().source == "official"
+    path.unlink()
+    monkeypatch.setenv("OGBENCH_DATASET_URL", f"{host.address}/mirror")  # which has the file of the record
+    assert load().source == "official" and "mirror" in host.asked[-1]
     record.write_text("{")
     assert load().source == "unverified"
 
@@ -218,12 +218,12 @@ def test_a_download_that_ends_early_stalls_or_is_something_else_leaves_nothing(h
     """And is repeated by the next command."""
     url, path = f"{host.address}/file.npz", tmp_path / "file.npz"
     check = lambda file: zipfile.ZipFile(file).close()  # noqa: E731
-    host.cut = {"v0.npz": len(host.content) // 2}
+    host.cut = len(host.content) // 2
     assert "did not arrive whole" in refused(NAME, data_dir=str(tmp_path))
     host.status = 404
     with pytest.raises(Unreachable, match="404"):
         fetch(url, path, check)
-    host.status, host.cut = 200, {}
+    host.status, host.cut = 200, None
     host.open.clear()
     with pytest.raises(Unreachable, match="timed out"):
         fetch(url, path, check, timeout=0.3)
@@ -463,9 +463,10 @@ def test_bandits_are_those_described(name):
         assert noise.std() == pytest.approx(0.5, rel=0.1)
 
 
-def test_bandit_success_and_support():
-    env = Bandit("bandit")
-    for action, success, support in [((0.8, 0.1), 1, 1), ((0, -0.65), 1, 1), ((0, 0.8), 0, 1), ((0.5, 0.5), 0, 0)]:
-        env.reset(seed=0)
-        _, _, terminated, _, info = env.step(np.array(action))
-        assert (terminated, info["success"], info["support"]) == (True, success, support), action
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [((0.8, 0.1), (1, 1, 1, 0)), ((0, -0.65), (1, 1, 0, 1)), ((0, 0.8), (0, 1, 0, 0)), ((0.5, 0.5), (0, 0, 0, 0))],
+)
+def test_a_bandit_reports_success_support_and_which_best_mode_was_met(action, expected):
+    _, _, terminated, _, info = Bandit("bandit").step(np.array(action))
+    assert (terminated, *(info[name] for name in ("success", "support", "mode_0", "mode_1"))) == (True, *expected)

@@ -1,31 +1,34 @@
 """Diffusion-QL against the authors' code (numbers in tests/golden), and part by part by hand."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import compiled
+from helpers import acting, compiled, small_agent
 from parity import (
     assert_close,
+    assert_moved,
     assert_trees_close,
     cases,
     check_actions,
     check_means,
     check_number,
-    draw,
-    fixed_agent,
-    moved_by_updates,
+    check_schedule,
+    check_td_loss,
+    check_updates,
+    draw_losses,
+    fixed_diffusion_agent,
+    golden_field,
+    gradient_of,
     tree,
 )
 
 import diffusion_ql
 from common.critics import Critic, mish
-
-OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
-
 
 # ------------------------------------------------------------------------------------------------ the authors' numbers
 
@@ -33,63 +36,49 @@ OBSERVATION_DIM, ACTION_DIM, BATCH = 3, 2, 8
 @pytest.mark.parametrize("case", cases("diffusion_schedules"))
 def test_schedule_matches_the_authors(case):
     schedule = diffusion_ql.make_schedule(int(case["T"]), str(case["schedule"]))
-    assert all(x.dtype == jnp.float32 for x in schedule)
-    assert_close(schedule.betas, case, "betas")
-    assert_close(schedule.alphas, case, "alphas")
-    assert_close(schedule.alpha_bars, case, "alpha_hats")
+    check_schedule(schedule, case)
     assert_close(schedule.posterior_action, case, "posterior_mean_coef1")
     assert_close(schedule.posterior_x, case, "posterior_mean_coef2")
     assert_close(schedule.posterior_std**2, case, "posterior_variance")
-    assert_close(1 / schedule.signal, case, "sqrt_recip_alpha_hats")
-    assert_close(schedule.noise / schedule.signal, case, "sqrt_recipm1_alpha_hats")
-
-
-def test_default_schedule_is_the_papers():
-    jax.tree.map(np.testing.assert_array_equal, diffusion_ql.make_schedule(5), diffusion_ql.make_schedule(5, "vp"))
-    assert diffusion_ql.Args().diffusion_steps == 5
-
-
-def eps_field(case):
-    """The fixtures' stand-in for the network."""
-    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
+    if case["schedule"] == "vp":
+        jax.tree.map(np.testing.assert_array_equal, diffusion_ql.make_schedule(int(case["T"])), schedule)
 
 
 @pytest.mark.parametrize("case", cases("ddpm_sampler_ql"))
-def test_each_reverse_step_matches_the_authors(case):
+def test_each_reverse_step_and_the_whole_chain_match_the_authors(case):
     schedule = diffusion_ql.make_schedule(int(case["T"]), str(case["schedule"]))
-    eps_fn, num_steps = eps_field(case), int(case["T"])
+    eps_fn, num_steps = golden_field(case), int(case["T"])
     for t in reversed(range(num_steps)):
         x = jnp.asarray(case["chain"][num_steps - 1 - t], jnp.float32)
         after = diffusion_ql.reverse_step(x, eps_fn(x, t), t, case["z"][t], schedule)
         tolerance = max(1e-5, 2 * float(case["f32_err"]))
         np.testing.assert_allclose(after, case["chain"][num_steps - t], rtol=1e-5, atol=tolerance)
-
-
-@pytest.mark.parametrize("case", cases("ddpm_sampler_ql"))
-def test_the_whole_chain_matches_the_authors(case):
-    schedule = diffusion_ql.make_schedule(int(case["T"]), str(case["schedule"]))
-    chain = jax.jit(lambda x, noise: diffusion_ql.reverse_chain(eps_field(case), x, noise, schedule))
+    chain = jax.jit(lambda x, noise: diffusion_ql.reverse_chain(eps_fn, x, noise, schedule))
     assert_close(chain(case["x_T"], case["z"]), case, "actions")
 
 
 @pytest.mark.parametrize("case", [case for case in cases("td_targets") if case.values[0]["q_agg"] == "min"])
 def test_td_loss_and_target_match_the_authors(case):
-    inputs = (case["next_q"][..., None], case["rewards"], case["masks"], float(case["discount"]))
-    value, gradient = jax.value_and_grad(diffusion_ql.td_loss)(jnp.asarray(case["q"]), *inputs)
-    assert_close(value, case, "critic_loss_sum")
-    assert_close(gradient, {"grad_q": 2 * case["grad_q"], "f32_err": case["f32_err"]}, "grad_q")
-    # The gradient is 2 (q - target) / B, so the target can be read off it.
-    for target in case["q"] - gradient * case["q"].shape[1] / 2:
-        assert_close(target, case, "target")
+    def td_loss(q, next_q, rewards, masks, discount, _):
+        return diffusion_ql.td_loss(q, next_q[..., None], rewards, masks, discount)
+
+    check_td_loss(td_loss, case, summed=True)
 
 
-def test_td_target_gets_no_gradient_and_takes_the_maximum_over_samples_first():
+def test_the_td_target_takes_the_maximum_over_samples_first():
     q, rewards, masks = jnp.zeros((2, 1)), jnp.ones(1), jnp.ones(1)
     # Maxima 4 and 3; the minimum over critics first would give 2.
     next_q = jnp.array([[[4.0, 0.0, 2.0]], [[1.0, 3.0, 2.0]]])
-    value, gradient = jax.value_and_grad(diffusion_ql.td_loss, argnums=1)(q, next_q, rewards, masks, 0.5)
-    assert value == pytest.approx(2 * (1 + 0.5 * 3) ** 2)
-    assert not np.any(gradient)
+    assert diffusion_ql.td_loss(q, next_q, rewards, masks, 0.5) == pytest.approx(2 * (1 + 0.5 * 3) ** 2)
+
+
+@pytest.mark.parametrize(("max_q_backup", "num_actions"), [(False, 1), (True, 10)])
+def test_max_q_backup_draws_ten_next_actions_for_each_state(max_q_backup, num_actions):
+    agent, state, batch, args = make(max_q_backup=max_q_backup)
+    with mock.patch.object(jax.random, "normal", wraps=jax.random.normal) as normal:
+        jax.eval_shape(agent.losses["critic"], state.params["critic"], state, batch, state.key)
+    first, steps = (8, num_actions, 2), (args.diffusion_steps, 8, num_actions, 2)
+    assert [call.args[1] for call in normal.call_args_list] == [first, steps]
 
 
 @pytest.mark.parametrize("case", cases("agent_step_diffusion_ql"))
@@ -107,51 +96,21 @@ def test_the_whole_agent_matches_the_authors(case):
         grad_norm=hp["grad_norm"],
         max_q_backup=hp["max_q_backup"],
     )
-    agent, state, batch = fixed_agent(diffusion_ql, args, case, ("actor", "critic"))
+    agent, state, batch = fixed_diffusion_agent(diffusion_ql, args, case, ("actor", "critic"))
     state = state._replace(step=jnp.int32(hp["step"]))
-
-    def gradients_and_metrics(key, state, batch):
-        grads, metrics = {}, {}
-        for name, loss_key in zip(state.params, jax.random.split(key)):
-            grads[name], values = jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, loss_key)
-            metrics |= values
-        return grads, metrics
-
-    grads, metrics = draw(gradients_and_metrics, state, batch)
+    grads, metrics = draw_losses(agent, state, batch)
     for name in state.params:
         check_means(grads[name], tree(case, f"grad_mean.{name}"), tree(case, f"grad_se.{name}"))
     for ours, theirs in {"critic": "critic", "actor": "actor", "denoising": "bc", "q": "ql"}.items():
         check_number(metrics[f"losses/{ours}"], case, f"{theirs}_loss")
 
-    for name, moved in moved_by_updates(agent, state, batch, hp["updates"]).items():
-        check_means(moved, tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
-
+    check_updates(agent, state, batch, case)
     check_actions(agent, state, case)
 
 
 # -------------------------------------------------------------------------------------------------------- whole updates
 
-
-@functools.cache  # an update takes seconds to compile
-def make(**changes):
-    """An agent, its state with targets that differ from what they follow, a batch, and the arguments."""
-    settings = {"eta": 3.0, "learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "lr_decay": False}
-    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "grad_norm": 1e9}
-    args = diffusion_ql.Args(**{**settings, **sizes, **changes})
-    agent = compiled(diffusion_ql.make_agent(args, OBSERVATION_DIM, ACTION_DIM))
-    init = jax.jit(agent.init)
-    state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
-    state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
-    rng = np.random.default_rng(0)
-    batch = {
-        "observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
-        "actions": rng.uniform(-1, 1, (BATCH, ACTION_DIM)),
-        "rewards": rng.standard_normal(BATCH),
-        "masks": np.arange(BATCH) % 4 > 0,
-        "next_observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
-    }
-    agent = agent._replace(update=jax.jit(agent.update), act=jax.jit(agent.act))
-    return agent, state, {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}, args
+make = functools.partial(small_agent, diffusion_ql, eta=3.0, grad_norm=1e9)
 
 
 def make_critic(args):
@@ -186,14 +145,12 @@ def test_the_whole_chain_carries_gradient():
 # ----------------------------------------------------------------------------------------- targets, optimisers, acting
 
 
-def assert_moved(after, before, goal, rate):
-    expected = jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, before, goal)
-    assert_trees_close(after, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_target_critic_follows_the_critic_after_its_step():
+def test_actor_and_target_critic_follow_the_critic_after_its_step():
     agent, state, batch, _ = make()
     after, _ = agent.update(state, batch)
+    stepped = state._replace(params=state.params | {"critic": after.params["critic"]})
+    actor_key = jax.random.split(state.key, 3)[2]
+    assert_trees_close(gradients(after)["actor"], gradient_of(agent, "actor", stepped, batch, actor_key)[0])
     assert_moved(after.target_critic, state.target_critic, after.params["critic"], 0.3)
 
 
@@ -227,7 +184,7 @@ def test_both_learning_rates_fall_to_zero_as_half_a_cosine():
     for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
         changes = []
         for agent in (constant, decaying):
-            own = jax.jit(agent.init)(jax.random.PRNGKey(0)).optimizer_state
+            own = agent.init(jax.random.PRNGKey(0)).optimizer_state
             counted = state._replace(optimizer_state=optax.tree_utils.tree_set(own, count=jnp.int32(step)))
             after, _ = agent.update(counted, batch)
             changes.append(jax.tree.map(lambda a, b: np.abs(a - b).sum(), after.params, state.params))
@@ -241,32 +198,30 @@ def test_both_learning_rates_fall_to_zero_as_half_a_cosine():
                 assert 0.5 * share < part / full < 1.5 * share
 
 
-def acting(agent, state, num_states, **replaced):
-    observations = jnp.broadcast_to(jnp.arange(OBSERVATION_DIM) / 2.0, (num_states, OBSERVATION_DIM))
-    return agent.act(state._replace(**replaced), observations, jax.random.PRNGKey(2))
-
-
 def test_acting_draws_one_of_the_samples_with_probability_softmax_q():
-    """By the mean of min Q over many choices, against softmax weights on groups of unchosen actions."""
+    """By the means of the lower and of the higher Q over many choices, against softmax weights on groups of unchosen
+    actions. Both critics have the same mean, so that each is the lower one at many actions."""
     agent, state, _, args = make(num_samples=10)
     single, *_ = make(num_samples=1)
     target = jax.tree.map(lambda x: x, state.target_critic)
     last = target["params"]["VmapMLP_0"]["Dense_2"]
     last["kernel"] = 30 * last["kernel"]
-    observations = jnp.arange(OBSERVATION_DIM) / 2.0
 
-    def min_q(actions):
-        repeated = jnp.broadcast_to(observations, (*actions.shape[:-1], OBSERVATION_DIM))
-        return np.asarray(make_critic(args).apply(target, repeated, actions).min(axis=0), np.float64)
+    def q(actions):
+        repeated = jnp.broadcast_to(jnp.arange(3) / 2.0, (*actions.shape[:-1], 3))
+        return np.asarray(make_critic(args).apply(target, repeated, actions), np.float64)
 
-    raw = min_q(acting(single, state, 100_000, target_critic=target)).reshape(-1, 10)
-    chosen = min_q(acting(agent, state, 10_000, target_critic=target))
-    weights = np.exp(raw - raw.max(axis=1, keepdims=True))
-    expected = (raw * weights).sum(axis=1) / weights.sum(axis=1)
-    error = chosen.std() / 100
-    assert raw.max(axis=1).mean() - expected.mean() > 20 * error  # neither the best one ...
-    assert expected.mean() - raw.mean() > 20 * error  # ... nor any one
-    assert abs(chosen.mean() - expected.mean()) < 5 * error
+    unchosen = acting(single, state, 100_000)
+    last["bias"] = last["bias"] - q(unchosen).mean(axis=1, keepdims=True)
+    assert 0.2 < np.mean(np.diff(q(unchosen), axis=0) > 0) < 0.8
+    raw = np.sort(q(unchosen), axis=0).reshape(2, -1, 10)
+    chosen = np.sort(q(acting(agent, state, 10_000, target_critic=target)), axis=0)
+    weights = np.exp(raw[0] - raw[0].max(axis=1, keepdims=True))
+    expected = ((raw * weights).sum(axis=2) / weights.sum(axis=1)).mean(axis=1)
+    error = chosen.std(axis=1) / 100
+    assert raw[0].max(axis=1).mean() - expected[0] > 20 * error[0]  # neither the best one ...
+    assert expected[0] - raw[0].mean() > 20 * error[0]  # ... nor any one
+    assert np.all(np.abs(chosen.mean(axis=1) - expected) < 5 * error)
 
 
 def test_acting_uses_the_online_actor_and_the_target_critic():

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from helpers import compiled
 from parity import (
+    agent_params,
     assert_close,
     assert_trees_close,
     cases,
     check_agent_step,
     check_td_loss,
     critic_params,
+    fixed_agent,
     mlp_params,
     shared_args,
 )
@@ -95,37 +97,27 @@ def test_networks_match_the_authors(case):
     assert_close(actor.apply(mlp_params(case, "param.onestep"), case["obs"], case["actions"]), case, "onestep_out")
 
 
-def agent_step(case):
-    args = drol.Args(
+def golden_args(case):
+    return drol.Args(
         **shared_args(case),
         bc_coef=float(case["hp.bc_coef"]),
         q_coef=float(case["hp.q_coef"]),
         num_candidates=int(case["hp.num_candidates"]),
     )
 
-    def layout(prefix):
-        return {
-            "actor": mlp_params(case, f"{prefix}.actor_onestep_flow"),
-            "critic": critic_params(case, f"{prefix}.critic"),
-        }
-
-    return args, layout
-
 
 @pytest.mark.parametrize("case", cases("agent_step_drol"))
 def test_a_whole_update_matches_the_authors(case):
-    args, layout = agent_step(case)
-    check_agent_step(drol, args, case, layout, {"losses/bc": "actor.bc_loss", "losses/q": "actor.q_loss"})
+    metrics = {"losses/bc": "actor.bc_loss", "losses/q": "actor.q_loss"}
+    check_agent_step(drol, golden_args(case), case, "actor_onestep_flow", metrics)
 
 
 @pytest.mark.parametrize("case", cases("agent_step_drol"))
 def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
     """The update evaluates critic and gradient for the winners only; here all K are, with the same random numbers."""
-    args, layout = agent_step(case)
-    agent = compiled(drol.make_agent(args, int(case["obs_dim"]), int(case["action_dim"])))
-    params, target = layout("param"), critic_params(case, "param.target_critic")
-    state = agent.init(jax.random.PRNGKey(0))._replace(params=params, target_critic=target)
-    batch = {key[6:]: jnp.asarray(case[key]) for key in case.files if key.startswith("batch.")}
+    args, params = golden_args(case), agent_params(case, "param", "actor_onestep_flow")
+    target = critic_params(case, "param.target_critic")
+    agent, state, batch = fixed_agent(drol, args, case, params, target_critic=target)
     actor_key = jax.random.PRNGKey(1)
     ours, metrics = jax.jit(jax.grad(agent.losses["actor"], has_aux=True))(params["actor"], state, batch, actor_key)
 
@@ -149,22 +141,16 @@ def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
     assert_trees_close(ours, gradient, rtol=1e-4, atol=1e-6)
 
 
-def linear_actor(input_rows, num_inputs, action_dim, scale):
-    """Parameters with which an actor of one hidden layer gives scale times these rows of its input: GELU is the
-    identity far to the right."""
-    pick = np.zeros((num_inputs, action_dim), np.float32)
-    pick[input_rows, range(action_dim)] = 1
-    hidden = {"kernel": jnp.asarray(pick), "bias": jnp.full(action_dim, 20.0)}
-    last = {"kernel": scale * jnp.eye(action_dim), "bias": jnp.full(action_dim, -20.0 * scale)}
-    return {"params": {"Dense_0": hidden, "Dense_1": last}}
-
-
 def test_acting_draws_its_latents_from_the_ball():
-    """Seen through an actor that shows its latent. The candidates': in the update of the authors' code, above."""
+    """Seen through an actor that gives a tenth of its latent: far to the right, GELU is the identity. The candidates'
+    latents are those of the authors' update, above."""
     dim = 3
     agent = compiled(drol.make_agent(drol.Args(hidden_dims=(dim,), num_candidates=2), 2, dim))
     state = agent.init(jax.random.PRNGKey(0))
-    state = state._replace(params=state.params | {"actor": linear_actor([2, 3, 4], 5, dim, 0.1)})
+    hidden = {"kernel": jnp.eye(5, dim, -2), "bias": jnp.full(dim, 20.0)}
+    last = {"kernel": 0.1 * jnp.eye(dim), "bias": jnp.full(dim, -2.0)}
+    actor = {"params": {"Dense_0": hidden, "Dense_1": last}}
+    state = state._replace(params=state.params | {"actor": actor})
     latents = 10 * np.asarray(agent.act(state, jnp.ones((20_000, 2)), jax.random.PRNGKey(1)))
     norms = np.linalg.norm(latents, axis=1)
     assert norms.max() <= np.sqrt(dim) * 1.001

@@ -4,15 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import compiled
-from parity import assert_close, cases, check_agent_step, check_td_loss, critic_params, mlp_params, shared_args
+from helpers import compiled, make_dataset
+from parity import assert_close, cases, check_agent_step, check_td_loss, golden_field, mlp_params, shared_args
+from test_learning import train
 
 import fql
-
-
-def golden_velocity(case):
-    """The fixtures' velocity field, a function of (x, t)."""
-    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
 
 
 @pytest.mark.parametrize("case", cases("flow_matching"))
@@ -20,13 +16,13 @@ def test_interpolation_matches_the_authors(case):
     x_t, velocity = fql.interpolate(case["x_0"], case["x_1"], case["t"])
     assert_close(x_t, case, "x_t")
     assert_close(velocity, case, "velocity")
-    predicted = golden_velocity(case)(x_t, case["t"])
+    predicted = golden_field(case)(x_t, case["t"])
     assert_close(jnp.mean((predicted - velocity) ** 2), case, "loss")
 
 
 @pytest.mark.parametrize("case", cases("flow_euler"))
 def test_euler_integration_matches_the_authors(case):
-    integrate = jax.jit(lambda noise: fql.integrate_flow(golden_velocity(case), noise, int(case["flow_steps"])))
+    integrate = jax.jit(lambda noise: fql.integrate_flow(golden_field(case), noise, int(case["flow_steps"])))
     assert_close(integrate(case["noise"]), case, "actions")
 
 
@@ -65,22 +61,13 @@ def test_a_whole_update_matches_the_authors(case):
         flow_steps=int(case["hp.flow_steps"]),
         normalize_q=bool(case["hp.normalize_q_loss"]),
     )
-
-    def layout(prefix):
-        return {
-            "actor": {
-                "one_step": mlp_params(case, f"{prefix}.actor_onestep_flow"),
-                "flow": mlp_params(case, f"{prefix}.actor_bc_flow"),
-            },
-            "critic": critic_params(case, f"{prefix}.critic"),
-        }
-
+    actor = {"one_step": "actor_onestep_flow", "flow": "actor_bc_flow"}
     metrics = {
         "losses/flow": "actor.bc_flow_loss",
         "losses/distill": "actor.distill_loss",
         "losses/q": "actor.q_loss",
     }
-    check_agent_step(fql, args, case, layout, metrics)
+    check_agent_step(fql, args, case, actor, metrics)
 
 
 def test_flow_steps_changes_the_distillation_and_nothing_else():
@@ -90,7 +77,7 @@ def test_flow_steps_changes_the_distillation_and_nothing_else():
     metrics = []
     for flow_steps in (1, 10):
         agent = compiled(fql.make_agent(fql.Args(hidden_dims=(8,), batch_size=8, flow_steps=flow_steps), 3, 2))
-        metrics.append(jax.jit(agent.update)(agent.init(jax.random.PRNGKey(0)), batch)[1])
+        metrics.append(agent.update(agent.init(jax.random.PRNGKey(0)), batch)[1])
     one, ten = metrics
     assert abs(one["losses/distill"] - ten["losses/distill"]) > 1e-4
     for name in ("losses/flow", "losses/q", "losses/critic"):
@@ -99,24 +86,9 @@ def test_flow_steps_changes_the_distillation_and_nothing_else():
 
 def test_the_flow_reproduces_the_data():
     """Behaviour alone, two modes: the flow carries noise to both, and so does the one-step policy that imitates it."""
-    args = fql.Args(hidden_dims=(32, 32), batch_size=128, learning_rate=3e-3, alpha=100.0)
-    agent = compiled(fql.make_agent(args, 1, 1))
-
-    @jax.jit
-    def train(state):
-        def step(state, key):
-            actions = jnp.where(jax.random.bernoulli(key, 0.5, (args.batch_size, 1)), 0.6, -0.6)
-            rows = jnp.zeros(args.batch_size)
-            batch = {
-                "observations": rows[:, None], "actions": actions, "rewards": rows, "masks": rows,
-                "next_observations": rows[:, None],
-            }  # fmt: skip
-            return agent.update(state, batch)
-
-        return jax.lax.scan(step, state, jax.random.split(jax.random.PRNGKey(2), 1000))[0]
-
-    state = train(agent.init(jax.random.PRNGKey(0)))
-    flow, observations = fql.Flow(args.hidden_dims, 1), jnp.zeros((500, 1))
+    dataset = make_dataset([[0.0]] * 2, [[-0.6], [0.6]], [0.0] * 2, [0.0] * 2, [1, 1])
+    agent, state = train(fql, dataset, 1000, hidden_dims=(32, 32), batch_size=128, alpha=100.0)
+    flow, observations = fql.Flow((32, 32), 1), jnp.zeros((500, 1))
     noise = jax.random.normal(jax.random.PRNGKey(1), (500, 1))
     velocity_fn = lambda x, t: flow.apply(state.params["actor"]["flow"], observations, x, t)  # noqa: E731
     teacher = np.asarray(fql.integrate_flow(velocity_fn, noise, 10))

@@ -7,26 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import compiled
+from helpers import acting, compiled, small_agent
 from parity import (
     assert_close,
+    assert_moved,
     assert_trees_close,
     cases,
     check_actions,
     check_means,
     check_number,
+    check_schedule,
+    check_td_loss,
+    check_updates,
     draw,
-    fixed_agent,
-    moved_by_updates,
+    fixed_diffusion_agent,
+    golden_field,
+    gradient_of,
     tree,
 )
 
 import diffusion_ql
 import idql
 from common.critics import Critic
-
-OBSERVATION_DIM, ACTION_DIM, BATCH, CRITIC_BATCH = 3, 2, 8, 6
-
 
 # ------------------------------------------------------------------------------------------------ the authors' numbers
 
@@ -38,22 +40,7 @@ def schedule_of(case):
 
 @pytest.mark.parametrize("case", [c for c in cases("diffusion_schedules") if c.values[0]["schedule"] == "vp"])
 def test_schedule_matches_the_authors(case):
-    schedule = idql.make_schedule(int(case["T"]))
-    assert all(x.dtype == jnp.float32 for x in schedule)
-    assert_close(schedule.betas, case, "betas")
-    assert_close(schedule.alphas, case, "alphas")
-    assert_close(schedule.alpha_bars, case, "alpha_hats")
-    assert_close(1 / schedule.signal, case, "sqrt_recip_alpha_hats")
-    assert_close(schedule.noise / schedule.signal, case, "sqrt_recipm1_alpha_hats")
-
-
-def test_default_number_of_steps_is_the_papers():
-    assert idql.Args().diffusion_steps == 5
-
-
-def eps_field(case):
-    """The fixtures' stand-in for the network."""
-    return lambda x, t: jnp.sin(case["obs"] @ case["W1"]) + x @ case["W2"] + t * case["b"]
+    check_schedule(idql.make_schedule(int(case["T"])), case)
 
 
 @pytest.mark.parametrize("case", cases("ddpm_sampler_idql"))
@@ -61,7 +48,7 @@ def test_reverse_steps_match_the_authors(case):
     """Step by step, and as the chain that the agent uses. (The fixtures hold the last actions only.) One of them does
     not clip between the steps, ours always does: the step is linear but for the clip, so a small input evades it."""
     schedule = schedule_of(case)
-    eps_fn, temperature = eps_field(case), float(case["temperature"])
+    eps_fn, temperature = golden_field(case), float(case["temperature"])
     scale = 1 if case["clip_sampler"] else 2**20
     x = jnp.asarray(case["x_T"])
     for t in reversed(range(int(case["T"]))):
@@ -98,15 +85,11 @@ def test_expectile_loss_and_its_gradient_match_the_authors(case):
 
 @pytest.mark.parametrize("case", cases("td_targets"))
 def test_td_loss_and_target_match_the_authors(case):
-    next_v = case["next_q"].min(axis=0) if case["q_agg"] == "min" else case["next_q"].mean(axis=0)
-    inputs = (next_v, case["rewards"], case["masks"], float(case["discount"]))
-    value, gradient = jax.value_and_grad(idql.td_loss)(jnp.asarray(case["q"]), *inputs)
-    assert_close(value, case, "critic_loss")
-    assert_close(gradient, case, "grad_q")
-    # The gradient is 2 (q - target) / (E B), so the target can be read off it.
-    for target in case["q"] - gradient * case["q"].size / 2:
-        assert_close(target, case, "target")
-    assert not np.any(jax.grad(lambda next_v: idql.td_loss(case["q"], next_v, *inputs[1:]))(next_v))
+    def td_loss(q, next_q, rewards, masks, discount, q_agg):
+        next_v = next_q.min(axis=0) if q_agg == "min" else next_q.mean(axis=0)
+        return idql.td_loss(q, next_v, rewards, masks, discount)
+
+    check_td_loss(td_loss, case)
 
 
 @pytest.mark.parametrize("case", cases("agent_step_idql"))
@@ -125,84 +108,40 @@ def test_the_whole_agent_matches_the_authors(case):
         num_samples=hp["N"],
         steps=hp["decay_steps"] // 2,
     )
-    agent, state, batch = fixed_agent(idql, args, case, ("actor", "value", "critic"))
-
-    def gradient(name, key, state, batch):
-        return jax.grad(agent.losses[name], has_aux=True)(state.params[name], state, batch, key)
-
+    agent, state, batch = fixed_diffusion_agent(idql, args, case, ("actor", "value", "critic"))
     for name, metrics in (
         ("value", {"losses/value": "value_loss", "train/v_mean": "v"}),
         ("critic", {"losses/critic": "critic_loss", "train/q_mean": "q"}),
     ):
-        grads, values = jax.jit(functools.partial(gradient, name))(None, state, batch)
+        grads, values = gradient_of(agent, name, state, batch)
         assert_trees_close(grads, tree(case, f"grad.{name}"))
         for ours, theirs in metrics.items():
             np.testing.assert_allclose(values[ours], case[f"metric.{theirs}"], rtol=1e-5, atol=1e-6)
-    grads, values = draw(functools.partial(gradient, "actor"), state, batch)
+    grads, values = draw(lambda key, state, batch: gradient_of(agent, "actor", state, batch, key), state, batch)
     check_means(grads, tree(case, "grad_mean.actor"), tree(case, "grad_se.actor"))
     check_number(values["losses/actor"], case, "actor_loss")
 
-    moved = moved_by_updates(agent, state, batch, hp["updates"])
-    for name in ("value", "critic", "target_critic"):  # nothing random in them
-        assert_trees_close(jax.tree.map(lambda x: x[0], moved[name]), tree(case, f"moved.{name}"), atol=3e-6)
-    for name in ("actor", "target_actor"):
-        check_means(moved[name], tree(case, f"moved_mean.{name}"), tree(case, f"moved_se.{name}"))
-
+    check_updates(agent, state, batch, case, exact=("value", "critic", "target_critic"))  # nothing random in them
     check_actions(agent, state, case)
 
 
 # -------------------------------------------------------------------------------------------------------- whole updates
 
 
-@functools.cache  # an update takes seconds to compile
-def make(**changes):
-    """An agent, its state with targets that differ from what they follow, a batch, and the arguments."""
-    settings = {"learning_rate": 0.05, "discount": 0.9, "target_rate": 0.3, "actor_target_rate": 0.2, "expectile": 0.8}
-    sizes = {"hidden_dims": (16, 16), "diffusion_steps": 3, "steps": 1000, "critic_batch_size": CRITIC_BATCH}
-    args = idql.Args(**{**settings, **sizes, **changes})
-    agent = compiled(idql.make_agent(args, OBSERVATION_DIM, ACTION_DIM))
-    init = jax.jit(agent.init)
-    state, other = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
-    state = state._replace(target_actor=other.params["actor"], target_critic=other.params["critic"])
-    rng = np.random.default_rng(0)
-    batch = {
-        "observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
-        "actions": rng.uniform(-1, 1, (BATCH, ACTION_DIM)),
-        "rewards": rng.standard_normal(BATCH),
-        "masks": np.arange(BATCH) % 4 > 0,
-        "next_observations": rng.standard_normal((BATCH, OBSERVATION_DIM)),
-    }
-    agent = agent._replace(update=jax.jit(agent.update), act=jax.jit(agent.act))
-    return agent, state, {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}, args
+make = functools.partial(small_agent, idql, actor_target_rate=0.2, expectile=0.8, critic_batch_size=6)
 
 
-def gradients(state, name):
-    """Adam's first moment after its first step is 0.1 times the gradient."""
-    return jax.tree.map(lambda mu: 10 * mu, state.optimizer_state[name][0].mu)
-
-
-def make_critic(args):
-    return Critic(args.hidden_dims, activation=jax.nn.relu, layer_norm=False)
-
-
-def test_dropout_is_on_in_training_only():
-    actor = idql.Actor(16, ACTION_DIM)
-    inputs = (jnp.ones((4, OBSERVATION_DIM)), jnp.ones((4, ACTION_DIM)), 1)
-    params = actor.init(jax.random.PRNGKey(0), *inputs)
-    first, second = (
-        actor.apply(params, *inputs, training=True, rngs={"dropout": jax.random.PRNGKey(i)}) for i in range(2)
-    )
-    assert not np.allclose(first, second)
-    assert not np.allclose(first, actor.apply(params, *inputs))
-
-
-def test_dropout_takes_a_tenth_before_the_layer_norm():
+def test_dropout_takes_a_tenth_before_the_layer_norm_in_training():
     """Of what goes into a block: zeros there, the rest scaled up; what comes out of LayerNorm is normal again."""
-    actor = idql.Actor(64, ACTION_DIM)
-    inputs = (jnp.ones((200, OBSERVATION_DIM)), jnp.ones((200, ACTION_DIM)), 1)
+    actor = idql.Actor(64, 2)
+    inputs = (jnp.ones((200, 3)), jnp.ones((200, 2)), 1)
     params = actor.init(jax.random.PRNGKey(0), *inputs)
-    rngs = {"dropout": jax.random.PRNGKey(1)}
-    _, seen = actor.apply(params, *inputs, training=True, rngs=rngs, capture_intermediates=True)
+    (first, _), (second, seen) = (
+        actor.apply(params, *inputs, training=True, rngs={"dropout": key}, capture_intermediates=True)
+        for key in jax.random.split(jax.random.PRNGKey(1))
+    )
+    for other in (second, actor.apply(params, *inputs)):  # another key, and no dropout
+        assert not np.allclose(first, other)
     seen = seen["intermediates"]
     before, dropped, normal = (
         np.asarray(seen[f"{name}_0"]["__call__"][0]) for name in ("Dense", "Dropout", "LayerNorm")
@@ -220,15 +159,14 @@ def test_dropout_takes_a_tenth_before_the_layer_norm():
 def test_the_sampling_temperature_scales_the_noise_of_the_steps_alone():
     """Not x_T: at temperature 0, what varies between actions is the first draw, in full."""
     agent, state, _, args = make(num_samples=1, sampling_temperature=0.0)
-    observations = jnp.broadcast_to(jnp.arange(OBSERVATION_DIM) / 2.0, (500, OBSERVATION_DIM))
-    key = jax.random.PRNGKey(2)
-    actions = agent.act(state, observations, key)
-    x_key, _ = jax.random.split(key)
-    x = jax.random.normal(x_key, (500, 1, ACTION_DIM))[:, 0]
-    actor = idql.Actor(16, ACTION_DIM)
+    observations = jnp.broadcast_to(jnp.arange(3) / 2.0, (500, 3))
+    actions = acting(agent, state, 500)
+    x_key, _ = jax.random.split(jax.random.PRNGKey(2))
+    x = jax.random.normal(x_key, (500, 1, 2))[:, 0]
+    actor = idql.Actor(16, 2)
     eps_fn = jax.jit(lambda x, t: actor.apply(state.target_actor, observations, x, t))
     schedule = idql.make_schedule(args.diffusion_steps)
-    expected = idql.reverse_chain(eps_fn, x, jnp.zeros((args.diffusion_steps, 500, ACTION_DIM)), schedule, 1.0)
+    expected = idql.reverse_chain(eps_fn, x, jnp.zeros((args.diffusion_steps, 500, 2)), schedule, 1.0)
     np.testing.assert_allclose(actions, expected, atol=1e-4)
     assert np.asarray(actions).std(axis=0).min() > 0.05
 
@@ -288,8 +226,7 @@ def test_the_actor_takes_two_steps_of_adam_each_on_its_half_of_the_batch(count, 
 def test_the_target_critic_follows_the_critic_after_its_step():
     agent, state, batch, _ = make()
     after, _ = agent.update(state, batch)
-    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, state.target_critic, after.params["critic"])
-    assert_trees_close(after.target_critic, expected)
+    assert_moved(after.target_critic, state.target_critic, after.params["critic"], 0.3)
 
 
 def test_the_rates_of_value_and_critic_stay():
@@ -299,25 +236,20 @@ def test_the_rates_of_value_and_critic_stay():
         after, _ = agent.update(state._replace(optimizer_state=counted), batch)
         for name in ("value", "critic"):
             moments = (jax.tree.map(jnp.zeros_like, state.params[name]),) * 2
-            expected, _ = adam_step(state.params[name], gradients(after, name), moments, count + 1, 0.05)
+            gradient = jax.tree.map(lambda mu: 10 * mu, after.optimizer_state[name][0].mu)  # it was 0 before
+            expected, _ = adam_step(state.params[name], gradient, moments, count + 1, 0.05)
             assert_trees_close(after.params[name], expected)
-
-
-def acting(agent, state, num_states, **replaced):
-    observations = jnp.broadcast_to(jnp.arange(OBSERVATION_DIM) / 2.0, (num_states, OBSERVATION_DIM))
-    return agent.act(state._replace(**replaced), observations, jax.random.PRNGKey(2))
 
 
 def test_acting_takes_the_sample_with_the_highest_min_q():
     """By the mean of min Q over many choices, against the maximum over groups of unchosen actions."""
     agent, state, _, args = make(num_samples=10)
     single, *_ = make(num_samples=1)
-    observations = jnp.arange(OBSERVATION_DIM) / 2.0
+    critic = Critic(args.hidden_dims, activation=jax.nn.relu, layer_norm=False)
 
     def q(actions):
-        repeated = jnp.broadcast_to(observations, (*actions.shape[:-1], OBSERVATION_DIM))
-        both = make_critic(args).apply(state.target_critic, repeated, actions)
-        return np.asarray(both, np.float64)
+        repeated = jnp.broadcast_to(jnp.arange(3) / 2.0, (*actions.shape[:-1], 3))
+        return np.asarray(critic.apply(state.target_critic, repeated, actions), np.float64)
 
     raw = q(acting(single, state, 100_000)).reshape(2, -1, 10)
     chosen = q(acting(agent, state, 10_000)).min(axis=0)

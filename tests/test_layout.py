@@ -10,9 +10,9 @@ from helpers import ROOT, SCRIPTS
 # A module imports only from modules that stand before it.
 ORDER = (
     "critics", "buffers", "system", "workers", "args",
-    "data.dataset", "data.bandits", "data.download", "data.ogbench",
+    "data.dataset", "data.bandits", "data.files", "data.ogbench",
     "data.own", "data.d4rl", "data.procedures", "data.collect", "data",
-    "seeds", "evaluation", "checkpoints", "plots", "runs",
+    "seeds", "evaluation", "checkpoints", "policies", "plots", "runs",
 )  # fmt: skip
 PATHS = [
     *(ROOT / f"{name}.py" for name in SCRIPTS),

@@ -7,7 +7,8 @@ import pytest
 from helpers import NAME
 
 from common import plots
-from common.data.bandits import Bandit, load_bandit
+from common.data import load_dataset
+from common.data.bandits import Bandit
 from common.data.ogbench import make_ogbench_env
 
 EVALUATIONS = [{"step": 0, "success": [0, 0.5]}, {"step": 10, "success": [1, 0]}]
@@ -33,18 +34,18 @@ def shown(monkeypatch):
 
 
 def test_the_curve_has_a_line_per_seed_and_their_mean_or_one_per_combination(tmp_path, shown):
-    assert plots.draw_curve(tmp_path / "curve.png", "title", RESULT)
+    assert plots.draw_curve(tmp_path / "curve.png", RESULT)
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     other = [{"step": 0, "success": [0, 0]}, {"step": 10, "success": [0.5, 1]}]
     parts = [{"values": {"alpha": x}, "evaluations": part} for x, part in ((1.0, EVALUATIONS), (3.0, other))]
-    assert plots.draw_curve(tmp_path / "grid.png", "title", {"grid": parts})
+    assert plots.draw_curve(tmp_path / "grid.png", {"grid": parts})
     ys = [[0, 1], [0.5, 0], [0.25, 0.5], [0.25, 0.5], [0, 0.75]]
     np.testing.assert_allclose(shown["lines"], [[[0, first], [10, last]] for first, last in ys])
     assert shown["labels"][-2:] == ["alpha=1", "alpha=3"]
 
 
 def test_pictures_of_a_bandit_and_a_maze_show_where_the_policy_went(tmp_path, shown, capsys):
-    data, paths = load_bandit("bandit").actions, [np.array([[0.1, 0.2]]), np.array([[0.3, 0.4]])]
+    data, paths = load_dataset("bandit").actions, [np.array([[0.1, 0.2]]), np.array([[0.3, 0.4]])]
     assert plots.draw_run(tmp_path, RESULT, bandit, paths, data) == ["curve.png", "rollouts.png"]
     np.testing.assert_allclose(shown["points"][0], data[:2000])
     np.testing.assert_allclose(shown["points"][1], np.concatenate(paths))

@@ -97,7 +97,9 @@ def test_a_run_by_hand(tmp_path):
         run.log(losses(3.0, 4.0))
         run.log_evaluation(None)
         assert run.finished and run.evaluation_due
-        run.log_evaluation({"success": success, "return": 10 * success, "paths": []})
+        modes = {"mode_0": success, "mode_1": 1 - success}
+        run.log_evaluation({"success": success, "return": 10 * success, "paths": []} | modes)
+        assert run.evaluations[-1]["rarest_mode"] == [0.5, 0.0]
         directory = run.finish(state)
     rows = metrics_of(directory)
     assert [(row["step"], row["seed"], row.get("losses/critic", row.get("eval/return"))) for row in rows] == [
@@ -117,15 +119,18 @@ def test_a_run_by_hand(tmp_path):
 
 
 def test_the_score_on_ogbench_is_the_mean_of_the_last_three_evaluations():
-    done = [{"step": 100 * i, "success": [x, 2 * x]} for i, x in enumerate([0.0, 0.9, 0.1, 0.2, 0.6, 0.4])]
+    each = enumerate([0.0, 0.9, 0.1, 0.2, 0.6, 0.4])
+    done = [{"step": 100 * i, "return": [0, 0], "success": [x, 2 * x]} for i, x in each]
     whole = scores(100, True, done)
     assert (whole["score_per_seed"], whole["score"]) == (pytest.approx([0.4, 0.8]), pytest.approx(0.6))
     assert (whole["last_per_seed"], whole["best_per_seed"]) == ([0.4, 0.8], [0.9, 1.8])
     # The end of a shorter run that was extended does not count, because a run straight to the end lacks it.
-    extended = scores(100, True, [*done[:-1], {"step": 450, "success": [1, 1]}, done[-1]])
+    extended = scores(100, True, [*done[:-1], {"step": 450, "return": [0, 0], "success": [1, 1]}, done[-1]])
     assert extended["score_per_seed"] == whole["score_per_seed"]
     assert scores(100, True, done[:2])["score_per_seed"] == [0.9, 1.8]  # nothing was learnt before the first update
     assert scores(100, False, done)["score_per_seed"] == [0.4, 0.8]
+    found = scores(100, True, [{"step": 100, "return": [5]}, {"step": 200, "return": [6], "success": [1]}])
+    assert [x["success"] for x in found["evaluations"]] == [[0], [1]]  # none had been reported before
 
 
 def test_python_does_what_the_command_line_does_and_the_log_interval_changes_nothing(finished, tmp_path):
@@ -138,7 +143,7 @@ def test_python_does_what_the_command_line_does_and_the_log_interval_changes_not
 def test_a_finished_run_is_left_alone(ended, capsys, refused):
     """Also by the whole command once more, by --help, and where other flags are asked for."""
     before = files_of(ended)
-    for words in ([], ["--steps", 20], tiny_flags("driftql")):
+    for words in ([], tiny_flags("driftql")):
         command(driftql, "--run-dir", ended, *words)
         output = capsys.readouterr().out
         assert "this run has ended" in output and output.splitlines()[-1] == str(ended)
@@ -147,14 +152,11 @@ def test_a_finished_run_is_left_alone(ended, capsys, refused):
     with pytest.raises(SystemExit) as stop:
         command(driftql, "--resume", ended, "--steps", 1000, "--help")
     assert (stop.value.code, files_of(ended)) == (0, before)
-    result = (ended / "result.json").read_bytes()
-    for damaged in (b"", result[:50], b"[]"):
-        (ended / "result.json").write_bytes(damaged)
-        refused(ended, "result.json is damaged", "--steps", 20)
+    evaluations = result_of(ended)["evaluations"]
     (ended / "result.json").unlink()
     refused(ended, "--steps 20 is less than the 40 that the run has done", "--steps", 20)
     command(driftql, "--run-dir", ended)
-    assert result_of(ended)["evaluations"] == json.loads(result)["evaluations"]
+    assert result_of(ended)["evaluations"] == evaluations
 
 
 def test_larger_steps_extend_a_run_and_one_process_at_a_time_works_on_it(ended, tmp_path, refused, capsys):

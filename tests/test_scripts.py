@@ -67,7 +67,7 @@ def problem(request):
     script = import_module(request.param)
     args = script.Args(hidden_dims=(8, 8), batch_size=4, **CHEAP[request.param])
     agent = compiled(script.make_agent(args, 5, 2))
-    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     batch = {
         "observations": jnp.ones((4, 5)),
         "actions": jnp.full((4, 2), 0.3),
@@ -75,7 +75,7 @@ def problem(request):
         "masks": jnp.ones(4),
         "next_observations": jnp.ones((4, 5)),
     }
-    return script, args, agent._replace(update=jax.jit(agent.update), act=jax.jit(agent.act)), state, batch
+    return script, args, agent, state, batch
 
 
 def test_agent_is_three_pure_functions(problem):
@@ -136,9 +136,9 @@ def test_every_optimiser_is_adam_with_its_usual_numbers(problem):
         filled = lambda tree, value: jax.tree.map(lambda x: jnp.full_like(x, value), tree)  # noqa: E731
         return node._replace(mu=filled(node.mu, first), nu=filled(node.nu, second), count=filled(node.count, count))
 
-    own = jax.jit(agent.init)(jax.random.PRNGKey(0)).optimizer_state
+    own = agent.init(jax.random.PRNGKey(0)).optimizer_state
     moments = jax.tree.map(chosen, own, is_leaf=is_adam)
-    after = flat(jax.jit(agent.update)(state._replace(optimizer_state=moments), batch)[0].params)
+    after = flat(agent.update(state._replace(optimizer_state=moments), batch)[0].params)
     before = flat(state.params)
     steps = []
     for i in (1, 2):  # IDQL's actor takes two
@@ -163,12 +163,15 @@ def kernel_kind(script: str, name: str) -> str:
 
 
 def test_first_parameters_are_drawn_as_the_authors_do(script):
-    """Over many keys, layer by layer: spread and shape of the distribution, biases at zero; ensembles differ inside."""
+    """Over many keys, layer by layer: spread and shape of the distribution, biases at zero; ensembles differ inside.
+    Targets start as copies of what they follow."""
     width = {"actor_width": 12} if script.__name__ == "idql" else {}
     agent = compiled(script.make_agent(script.Args(hidden_dims=(32, 16), **width), 7, 3))
-    params = jax.jit(jax.vmap(lambda key: agent.init(key).params))(jax.random.split(jax.random.PRNGKey(0), 100))
-    kernels = 0
-    for name, x in flax.traverse_util.flatten_dict(params, sep="/").items():
+    state, kernels = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.PRNGKey(0), 100)), 0
+    for name, target in state._asdict().items():
+        if name.startswith("target_"):
+            jax.tree.map(np.testing.assert_array_equal, target, state.params[name.removeprefix("target_")])
+    for name, x in flax.traverse_util.flatten_dict(state.params, sep="/").items():
         x, leaf = np.asarray(x, np.float64), name.split("/")[-1]
         if leaf == "kernel":
             kernels += 1

@@ -3,20 +3,19 @@
 Everything is measured in one process, in turns, and reported as the median over the rounds:
   scan      the script's way: dataset on the device, many updates in one compiled program
   host      the way of the authors' code: a NumPy batch from a dataset on the host, one dispatch per update
-  act       one call of the policy, observations in and actions out, for 1 and for 50 observations
-With --num-seeds, scan trains the seeds side by side, and its updates are those of all seeds together.
+  act       one call of the policy of one member, for 1 and for 50 observations, from the host and back to it
+With --num-seeds or --grid, scan trains side by side, and its updates are those of all members together.
 
     python tools/bench.py                                                         # all; antmaze shapes and presets
-    python tools/bench.py driftql fql --env pointmaze-medium-navigate --dims 2 2  # two of them, the small presets
-    python tools/bench.py driftql --num-seeds 8 --updates 2000 --rounds 7         # any argument of the scripts too
-    python tools/bench.py driftql --profile trace                                 # one call of scan for TensorBoard
+    python tools/bench.py --scripts driftql fql --env pointmaze-medium-navigate --dims 2 2  # two, the small presets
+    python tools/bench.py --scripts driftql --num-seeds 8 --updates 2000          # any argument of the scripts too
+    python tools/bench.py --scripts driftql --profile trace                       # one call of scan for TensorBoard
 
 The data are random numbers of the right shape, because speed does not depend on them.
 """
 
 import contextlib
 import importlib
-import itertools
 import statistics
 import sys
 import time
@@ -27,10 +26,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from shared import Parser, table, titles
+from shared import Parser, positive, table, titles
 
-from common import UserError
-from common.args import BaseArgs, keep_compiled_programs, one_line_errors, parse
+from common.args import BaseArgs, keep_compiled_programs, members, one_line_errors, parse
 from common.buffers import make_buffer
 from common.seeds import place, side_by_side
 from common.system import say
@@ -107,37 +105,30 @@ def measure(name: str, args: Any, dims: tuple[int, int], updates: int, rounds: i
     if profile:
         with jax.profiler.trace(str(profile)):
             calls["scan"]()
+    count = len(members(args))
     scan, host, *acts = (statistics.median(values) for values in times.values())
-    ratio = statistics.median(args.num_seeds * h / s for h, s in zip(times["host"], times["scan"]))
-    rates = [f"{updates * args.num_seeds / scan:,.1f}", f"{updates / host:,.1f}", f"{ratio:.2f}"]
-    return [name, str(args.num_seeds), *rates, *(f"{seconds * 1e3 / ACT_CALLS:.2f}" for seconds in acts)]
+    ratio = statistics.median(count * h / s for h, s in zip(times["host"], times["scan"]))
+    rates = [f"{updates * count / scan:,.1f}", f"{updates / host:,.1f}", f"{ratio:.2f}"]
+    return [name, str(count), *rates, *(f"{seconds * 1e3 / ACT_CALLS:.2f}" for seconds in acts)]
 
 
 def main(argv: list[str]) -> None:
-    usage = "bench.py [SCRIPT ...] [options] [arguments of the scripts]"
-    parser = Parser(__doc__, usage=usage, allow_abbrev=False)
-    parser.add_argument("--dims", type=int, nargs=2, default=(29, 8), help="observation and action dimension")
-    parser.add_argument("--updates", type=int, default=100, help="per call (100; on a GPU take thousands)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
+    parser = Parser(__doc__, allow_abbrev=False)
+    parser.add_argument("--scripts", nargs="+", choices=list(titles()), default=list(titles()))
+    parser.add_argument("--dims", type=positive, nargs=2, default=(29, 8), help="observation and action dimension")
+    parser.add_argument("--updates", type=positive, default=100, help="per call (100; on a GPU take thousands)")
+    parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured, in turns")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write JAX's profile of a call to this folder")
-    # By hand, because argparse would take the values of the scripts' own arguments for names of scripts.
-    names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    known, rest = parser.parse_known_args(argv[len(names) :])
-    if unknown := set(names) - titles().keys():
-        raise UserError(f"no script '{unknown.pop()}'; there are {', '.join(titles())}.")
-    if min(*known.dims, known.rounds, known.updates) < 1:
-        raise UserError("--dims, --updates and --rounds must be positive.")
+    known, rest = parser.parse_known_args(argv)
     keep_compiled_programs()
     with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to standard output
-        scripts = {name: importlib.import_module(name) for name in names or titles()}
+        scripts = {name: importlib.import_module(name) for name in known.scripts}
         args = {name: parse(script.Args, script.PRESETS, rest) for name, script in scripts.items()}
-        if any(each.grid or each.run_dir for each in args.values()):
-            raise UserError("--grid and --run-dir are for training; a combination costs what a seed does: --num-seeds.")
         settings = (tuple(known.dims), known.updates, known.rounds, known.profile)
         rows = [measure(name, each, *settings) for name, each in args.items()]
-    acts = [f"act {batch}, ms" for batch in ACT_BATCHES]
     say(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
-    say(table([["script", "seeds", "scan, updates/s", "host, updates/s", "scan / host", *acts], *rows]))
+    header = ["script", "side by side", "scan, updates/s", "host, updates/s", "scan / host"]
+    say(table([[*header, *(f"act {batch}, ms" for batch in ACT_BATCHES)], *rows]))
 
 
 if __name__ == "__main__":

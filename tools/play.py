@@ -4,7 +4,6 @@
     python tools/play.py runs/... --episodes 500 --seed 1 --task 3      # more episodes, one seed, another task
     python tools/play.py runs/... --grid alpha=3                        # one combination of a run with --grid
     python tools/play.py runs/... --film film.gif --rollouts where.png  # of the first seed
-    python tools/play.py runs/... --pictures                            # draw the run's pictures anew
 
 An episode depends only on the seed, the checkpoint's step and the episode's number, so the first ones are those of the
 run's last evaluation. Another task has another start and goal; the policy still does what it was trained for.
@@ -12,7 +11,6 @@ run's last evaluation. Another task has another start and goal; the policy still
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +19,22 @@ from typing import Any
 import gymnasium
 import jax
 import numpy as np
-from shared import PICTURES, Parser, check_output, pair
+from shared import PICTURES, Parser, check_output, positive
 
 from common import UserError
 from common.args import members, one_line_errors
-from common.checkpoints import load_members
 from common.data.bandits import BANDITS
 from common.evaluation import Evaluator
-from common.plots import draw_rollouts, draw_run
+from common.plots import draw_rollouts
+from common.policies import load_members
 from common.seeds import side_by_side
 from common.system import expanded, replacing, say
+
+
+def pair(word: str) -> tuple[str, float]:
+    """Name and value of a word like alpha=3, which chooses a combination of a run with --grid."""
+    name, value = word.split("=")
+    return name.lstrip("-").replace("-", "_"), float(value)
 
 
 class Filmed(gymnasium.Wrapper):
@@ -62,31 +66,23 @@ def play(argv: list[str]) -> dict[str, Any]:
     """Plays and draws what the arguments ask for. Returns the evaluation's results (common/evaluation.py)."""
     parser = Parser(__doc__)
     parser.add_argument("run", type=expanded, help="directory of the run")
-    parser.add_argument("--episodes", type=int, help="per seed (the run's --eval-episodes)")
+    parser.add_argument("--episodes", type=positive, help="per seed (the run's --eval-episodes)")
     parser.add_argument("--task", type=int, help="OGBench task, 1 to 5 (the run's)")
     parser.add_argument("--seed", type=int, help="one of the run's seeds (all)")
     parser.add_argument("--grid", nargs="+", type=pair, default=[], help="a combination of a run with --grid: alpha=3")
-    parser.add_argument("--workers", type=int, help="processes that run environments (one per core)")
+    parser.add_argument("--workers", type=positive, help="processes that run environments (one per core)")
     parser.add_argument("--film", type=Path, metavar="FILE.gif", help="film of the first episode (needs OpenGL)")
     parser.add_argument("--rollouts", type=Path, metavar="FILE.png", help="where episodes went in a maze or a bandit")
-    parser.add_argument("--pictures", action="store_true", help="draw the run's own pictures anew")
     parser.add_argument("--script", type=Path, help="file of the algorithm, if it is not at the project's root")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     args = parser.parse_args(argv)
-    if args.pictures and (args.task, args.episodes, args.seed, args.grid) != (None, None, None, []):
-        raise UserError("--pictures shows the run's own evaluation; leave --task, --episodes, --seed and --grid out.")
-    if any(x is not None and x < 1 for x in (args.episodes, args.workers)):
-        raise UserError("--episodes and --workers must be positive.")
     for path, kinds in ((args.rollouts, PICTURES), (args.film, ("gif",))):
         if path:
             check_output(path, kinds)
     module, trained, state, step = load_members(args.run, args.script)
-    result = json.loads((args.run / "result.json").read_text()) if args.pictures else None
 
     changes: dict[str, Any] = {"data": "none", "task": trained.task if args.task is None else args.task}
     dataset = module.load(dataclasses.replace(trained, **changes))
-    if args.rollouts and dataset.name not in BANDITS and not dataset.make_env().has_wrapper_attr("maze_map"):
-        raise UserError(f"--rollouts: {dataset.name} is neither a bandit nor a maze with a map.")
     data = module.load(trained).actions if dataset.name in BANDITS else None
     played = {
         i: member
@@ -120,11 +116,9 @@ def play(argv: list[str]) -> dict[str, Any]:
             evaluate(jax.tree.map(lambda x: x[:1], state), step)
         say(f"see     {args.film}")
     if args.rollouts:
-        draw_rollouts(args.rollouts, dataset.name, dataset.task, dataset.make_env, results["paths"], data)
+        if not draw_rollouts(args.rollouts, dataset.name, dataset.task, dataset.make_env, results["paths"], data):
+            raise UserError(f"--rollouts: {dataset.name} is neither a bandit nor a maze with a map.")
         say(f"see     {args.rollouts}")
-    if result:
-        drawn = draw_run(args.run, result, dataset.make_env, results["paths"], data)
-        say(f"see     {', '.join(str(args.run / name) for name in drawn) or 'above why nothing could be drawn'}")
     return results
 
 

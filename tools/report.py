@@ -13,15 +13,15 @@ import functools
 import io
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import plot
 import scipy.stats
 import shared
-from shared import Run, flags_text, split, table, titles, value_text
+from shared import Run, flags_text, line, split, table, titles, value_text
 
 from common.args import one_line_errors
 from common.system import require, say, write_atomically
@@ -29,17 +29,13 @@ from common.system import require, say, write_atomically
 OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC", "ifql": "IFQL", "fbrac": "FBRAC"}
 INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
 its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
+A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
 All numbers in a row are of one size. Where an algorithm was run with several settings at one size, the best is bold.
 The papers' numbers are mean ± standard deviation over seeds, for the official data and the preset's size."""
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top }"""
 ESCAPED = str.maketrans({sign: f"&#{ord(sign)};" for sign in "<>&|[]`*\\$~"})
-
-
-def line(value: Any) -> str:
-    """Any text in one line of signs that can be printed."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
 
 
 def text(value: Any) -> str:
@@ -58,21 +54,18 @@ def score_text(runs: list[Run]) -> str:
     if len(scores) > 1:
         notes.append(f"mean {number(mean(runs))}")
     if len(scores) >= 5:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # equal scores
-            options = {"method": "percentile", "random_state": np.random.default_rng(0)}
-            low, high = scipy.stats.bootstrap((scores,), np.mean, **options).confidence_interval
+        options = {"method": "percentile", "random_state": np.random.default_rng(0)}
+        low, high = scipy.stats.bootstrap((scores,), np.mean, **options).confidence_interval
         notes.append(f"{number(low)} to {number(high)}")
     if runs[0].task and runs[0].counted < 3:
         notes.append(f"of {runs[0].counted} evaluation{'s' * (runs[0].counted > 1)}")
+    if "" not in (modes := [run.about["rarest_best_mode"] for run in runs]):
+        notes.append(f"rarest best mode {' · '.join(map(number, modes))}")
     return " · ".join(map(number, scores)) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def mean(runs: list[Run]) -> float:
     return float(np.mean([run.score for run in runs]))
-
-
-# -------------------------------------------------------------------------------------------------------------- papers
 
 
 @functools.cache
@@ -84,7 +77,7 @@ def read_papers() -> dict[tuple[str, ...], dict[str, str]]:
 
 def find_paper(run: Run, algo: str) -> dict[str, str]:
     """The published number for a run's task; empty if there is none, or if the run's data are others."""
-    comparable = run.metric != "return" and run.dataset.get("source") not in ("user", "minari")
+    comparable = run.metric != "return" and run.source not in ("user", "minari")
     return read_papers().get((run.env, str(run.task or ""), algo), {}) if comparable else {}
 
 
@@ -105,9 +98,6 @@ def paper_tables(runs: list[Run]) -> list[str]:
     return [heading, table(list(rows.values())), f"Sources: {'; '.join(sources)}."] if sources else []
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
-
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[str, str]) -> str:
     """The tables of each environment and dataset. pictures: path of the learning curves of an environment."""
     parts = ["# Results", INTRODUCTION]
@@ -117,7 +107,7 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[s
             parts.append(f"![Learning curves]({quote(path)})")
         for alike in split(here, lambda run: (run.data, run.metric)):
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
-            parts += [score_table(block) for block in split(alike, lambda run: run.preset_size)]
+            parts += [score_table(block) for block in split(alike, lambda run: run.other_size)]
     parts += paper_tables(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
@@ -125,17 +115,22 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[s
     return "\n\n".join(parts) + "\n"
 
 
+def networks(run: Run) -> str:
+    """Its size, but for the number of updates: `batch-size 256, hidden-dims 512 512`."""
+    return flags_text({name: x for name, x in run.args.items() if shared.SIZE.search(name) and name != "steps"})
+
+
 def score_table(runs: list[Run]) -> str:
     """Runs of the preset's size, or of all other sizes: a row per size and settings, a column per algorithm. The papers
     have the preset's size."""
-    preset_size = runs[0].preset_size
+    preset_size = not runs[0].other_size
     columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for alike in split(runs, lambda run: (run.algo, run.networks, run.args["steps"])):
+    for alike in split(runs, lambda run: (run.algo, networks(run), run.args["steps"])):
         lines, varied = shared.same_settings(alike), {name for run in alike for name in run.settings}
         for seeds in lines:
             run, cell = seeds[0], text(score_text(seeds))
-            size: list[str] = ["", ""] if preset_size else [f"{run.args['steps']:,}", run.networks]
+            size: list[str] = ["", ""] if preset_size else [f"{run.args['steps']:,}", networks(run)]
             row = (*size, flags_text(run.settings))
             if run.algo in rows.get(row, {}):  # the same settings, measured in another way
                 row = (*size, flags_text({name: run.args.get(name) for name in (*run.settings, *shared.MEASURED)}))
@@ -189,9 +184,7 @@ def draw(runs: list[Run], folder: Path) -> dict[str, str]:
     found = {}
     for here in split(runs, lambda run: run.place):
         try:
-            from plot import draw_curves
-
-            found[here[0].place] = f"{folder.name}/{draw_curves(here, folder).name}"
+            found[here[0].place] = f"{folder.name}/{plot.draw_curves(here, folder).name}"
         except Exception as error:  # whatever it is, the tables are written
             print(line(f"no picture of {here[0].place}: {error}"), file=sys.stderr)
     return found
@@ -224,8 +217,6 @@ def main(argv: list[str]) -> None:
         rows = [[text(value_text(cell)) for cell in row] for row in rows_of_seeds(runs)] or [["none"]]
         content = page(f"{content}\n## All finished runs\n\n{table(rows)}\n")
     write_atomically(args.out, content.encode())
-    for path, reason in left_out:
-        print(line(f"left out {path}: {reason}"), file=sys.stderr)
     say(str(args.out))
 
 

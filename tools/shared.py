@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import math
+import operator
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for every tool that imports this file
 
 from common import UserError
+from common.args import BaseArgs
 from common.system import lock
 
 PICTURES = ("png", "pdf", "svg", "jpg")
@@ -30,6 +32,9 @@ SOURCES = {
 }  # fmt: skip
 SIZE = re.compile(r"^steps$|batch_size$|dims$|width$")  # arguments that decide how large a run is
 MEASURED = ("eval_every", "eval_episodes")  # arguments that change how a policy is measured, not the policy
+# Arguments that no score depends on, or that stand elsewhere: those of every script, but for a few, and of older runs.
+IGNORED = {field.name for field in dataclasses.fields(BaseArgs)} - {"steps", "rewards", *MEASURED}
+IGNORED |= {"runs_dir", "resume", "capture_video"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,10 +47,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def pair(word: str) -> tuple[str, float]:
-    """Name and value of a word like alpha=3, which chooses a combination of a run with --grid."""
-    name, value = word.split("=")
-    return name.lstrip("-").replace("-", "_"), float(value)
+def positive(word: str) -> int:
+    """A number of things, of which there must be some."""
+    if int(word) < 1:
+        raise ValueError
+    return int(word)
 
 
 @functools.cache
@@ -62,13 +68,10 @@ def titles() -> dict[str, str]:
 
 
 def check_output(path: Path, kinds: Sequence[str]) -> None:
-    """Makes the folder of a file. Raises UserError if the file cannot be written there, or if its name does not end in
-    one of `kinds`. This is better known before a long work than after."""
+    """Makes the folder of a file. Raises UserError if the file's name does not end in one of `kinds`."""
     if path.suffix[1:] not in kinds:
         raise UserError(f"{path}: the name must end in .{' or .'.join(kinds)}.")
     path.parent.mkdir(parents=True, exist_ok=True)  # its OSError is one line, too
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: it is a folder, or in a read-only one.")
 
 
 def table(rows: list[list[str]]) -> str:
@@ -78,17 +81,12 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], f"|{' --- |' * len(columns)}", *lines[1:]])
 
 
-# ------------------------------------------------------------------------------------------------------ files of a run
-
-
 def last_step(run: Path) -> int:
     """Updates in a run's log, from its last whole line; 0 if there is none."""
-    for name in ("train.csv", "metrics.csv"):
-        try:
-            return int((run / name).read_text().split("\n")[-2].split(",")[0])
-        except (OSError, ValueError, IndexError):
-            continue
-    return 0
+    try:
+        return int((run / "train.csv").read_text().split("\n")[-2].split(",")[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def held(run: Path) -> bool:
@@ -97,20 +95,21 @@ def held(run: Path) -> bool:
         return run.is_dir() and not lock(run, files)
 
 
-# ------------------------------------------------------------------------------------------------------- finished runs
-
-
 class Run(NamedTuple):
     """One seed of a finished run, with --grid of one combination."""
 
     path: Path
     algo: str
+    title: str  # of the algorithm
     env: str
     task: int | None
+    place: str  # environment and task
     seed: int
     args: dict[str, Any]  # those that a score depends on
     changed: dict[str, Any]  # those of them that differ from the preset
-    dataset: dict[str, Any]
+    source: str  # of the data
+    data: str
+    random_share: float  # of the data's actions that were replaced by random ones when the data were collected
     metric: str
     score: float
     curve: dict[int, float]  # updates -> value of one evaluation
@@ -118,51 +117,28 @@ class Run(NamedTuple):
     about: dict[str, Any]  # columns of the report that only say how the run was made
 
     @property
-    def title(self) -> str:
-        return titles().get(self.algo, self.algo)
-
-    @property
-    def place(self) -> str:
-        return f"{self.env} task {self.task}" if self.task else self.env
-
-    @property
-    def preset_size(self) -> bool:
-        return not any(SIZE.search(name) for name in self.changed)
-
-    @property
-    def networks(self) -> str:
-        """Its size, but for the number of updates: `batch-size 256, hidden-dims 512 512`."""
-        return flags_text({name: value for name, value in self.args.items() if SIZE.search(name) and name != "steps"})
+    def other_size(self) -> bool:
+        return any(SIZE.search(name) for name in self.changed)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The other arguments that differ from the preset, but for how the policy was measured."""
         return {x: value for x, value in self.changed.items() if x not in MEASURED and not SIZE.search(x)}
 
-    @property
-    def random_share(self) -> float:
-        """Share of the data's actions that were replaced by random ones when the data were collected."""
-        return float((self.dataset.get("collection") or {}).get("p_random_action") or 0)
 
-    @property
-    def data(self) -> str:
-        """What the data are: `collected here, not official, 200 episodes, 20% random actions, sha256 64bc07`."""
-        source, how = str(self.dataset.get("source")), self.dataset.get("collection") or {}
-        words = [SOURCES.get(source, source)]
-        if source == "user":
-            words.append(Path(str(self.dataset.get("path"))).name)
-        if how.get("episodes") != how.get("official_episodes"):
-            words.append(f"{how['episodes']:,} episodes")
-        if self.random_share:
-            words.append(f"{self.random_share:.0%} random actions")
-        digest = self.dataset.get("sha256")
-        return ", ".join([*words, f"sha256 {str(digest)[:6]}"] if digest else words)
+def data_text(dataset: dict[str, Any], how: dict[str, Any], random_share: float) -> str:
+    """What the data are: `collected here, not official, 200 episodes, 20% random actions, sha256 64bc07`."""
+    source, digest = str(dataset.get("source")), str(dataset.get("sha256") or "")
+    words = [SOURCES.get(source, source), Path(str(dataset.get("path"))).name if source == "user" else ""]
+    if how.get("episodes") != how.get("official_episodes"):
+        words.append(f"{how['episodes']:,} episodes")
+    words += [f"{random_share:.0%} random actions" * bool(random_share), f"sha256 {digest[:6]}" * bool(digest)]
+    return ", ".join(filter(None, words))
 
-    @property
-    def order(self) -> tuple:
-        """Sort key, by which equal things stand together."""
-        where = self.place, self.data, self.metric, not self.preset_size
-        return *where, self.title, natural(flags_text(self.changed)), self.seed
+
+def line(value: Any) -> str:
+    """Any text in one line of signs that can be printed."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
 
 
 def flags_text(values: dict[str, Any]) -> str:
@@ -196,11 +172,8 @@ def same_settings(runs: list[Run]) -> list[list[Run]]:
 
 
 def read_runs(folders: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """All finished runs in these folders, at any depth, and (directory, reason) of what is left out. Raises UserError
-    if there is no run."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder.")
+    """All finished runs in these folders, at any depth, and (directory, reason) of what is left out, which is also a
+    line on standard error. Raises UserError if there is no run."""
     names = ("config.json", "result.json", "checkpoint.msgpack")
     paths = {file.parent for folder in folders for name in names for file in folder.rglob(name)}
     if not paths:
@@ -214,16 +187,23 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
                 if runs.setdefault(key, run) is not run:
                     again = f"seed {run.seed} was run again with the same settings, {runs[key].path.name}"
                     left_out.append((path, again))
-        except UserError as error:
-            left_out.append((path, str(error)))
         except Exception as error:  # whatever is wrong with a run, the others are reported
-            left_out.append((path, f"cannot be read ({type(error).__name__}: {error})"))
-    return sorted(runs.values(), key=lambda run: run.order), sorted(left_out)
+            known = isinstance(error, UserError)
+            left_out.append((path, str(error) if known else f"cannot be read ({type(error).__name__}: {error})"))
+    for path, reason in sorted(left_out):
+        print(line(f"left out {path}: {reason}"), file=sys.stderr)
+    # Equal things stand together.
+    where = operator.attrgetter("place", "data", "metric", "other_size", "title")
+    found = sorted(runs.values(), key=lambda run: (where(run), natural(flags_text(run.changed)), run.seed))
+    return found, sorted(left_out)
 
 
 def _read_run(path: Path) -> list[Run]:
-    """The seeds of a finished run. Raises UserError if it is not finished, and any error if something is missing or no
-    number."""
+    """The seeds of a finished run. Raises UserError if it is not finished or holds links, and any error if something is
+    missing or no number."""
+    for name in ("config.json", "result.json", "train.csv"):
+        if (path / name).is_symlink() or ((path / name).exists() and not (path / name).is_file()):
+            raise UserError(f"{name} is a link or no file, and is not read")
     config = json.loads((path / "config.json").read_text())
     if not (path / "result.json").exists():
         state, steps = "running" if held(path) else "not finished", int(config["args"]["steps"])
@@ -233,10 +213,14 @@ def _read_run(path: Path) -> list[Run]:
     algo, env, task = str(result["algo"]), str(result["env"]), result["task"] and int(result["task"])
     about: dict[str, Any] = {name: float(result[name]) for name in ("updates_per_second", "wall_seconds")}
     about |= {"device": str(result.get("device")), "commit": str(result.get("git_commit"))}
-    usual = preset(algo, env)
+    usual, dataset = preset(algo, env), result["dataset"]
+    how = dataset.get("collection") or {}
+    random_share = float(how.get("p_random_action") or 0)
+    data = str(dataset.get("source")), data_text(dataset, how, random_share), random_share
+    what = path, algo, titles().get(algo, algo), env, task, f"{env} task {task}" if task else env
     for part in result.get("grid", [result]):
         args = config["args"] | part.get("values", {}) | {"steps": int(result["steps"])}
-        args = {name: value for name, value in args.items() if name not in _ignored()}
+        args = {name: value for name, value in args.items() if name not in IGNORED}
         changed = {name: value for name, value in args.items() if name not in usual or value != usual[name]}
         evaluations = [evaluation for evaluation in part["evaluations"] if evaluation["step"] > 0]
         metric = next(name for name in METRICS if name in evaluations[-1])
@@ -248,19 +232,9 @@ def _read_run(path: Path) -> list[Run]:
             curve = {int(each["step"]): scale * float(each[metric][i]) for each in part["evaluations"]}
             if not all(map(math.isfinite, [*curve.values(), about["updates_per_second"], about["wall_seconds"]])):
                 raise ValueError("a number is not finite")
-            what = path, algo, env, task, seed, args, changed, dict(result["dataset"]), metric
-            found.append(Run(*what, score, curve, len(counted), about))
-            found[-1].order  # noqa: B018  (an error in it is one of this run alone)
+            rarest = {"rarest_best_mode": 100 * counted[-1]["rarest_mode"][i] if "rarest_mode" in counted[-1] else ""}
+            found.append(Run(*what, seed, args, changed, *data, metric, score, curve, len(counted), about | rarest))
     return found
-
-
-@functools.cache
-def _ignored() -> set[str]:
-    """Arguments that no score depends on, or that stand elsewhere: those of every script, but for a few."""
-    from common.args import BaseArgs
-
-    shared = {field.name for field in dataclasses.fields(BaseArgs)} - {"steps", "rewards", *MEASURED}
-    return shared | {"runs_dir", "resume", "capture_video"}  # of older runs
 
 
 @functools.cache
@@ -270,9 +244,5 @@ def preset(algo: str, env: str) -> dict[str, Any]:
     if algo not in titles():
         return {}
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only tables are read; another process may be using the GPU
-    try:
-        values = dataclasses.asdict(importlib.import_module(algo).args_for(env, log_every=1))
-    except Exception as error:  # a script may be half written
-        print(f"NOTE    {algo}.py has no preset to compare with ({type(error).__name__}: {error})", file=sys.stderr)
-        return {}
+    values = dataclasses.asdict(importlib.import_module(algo).args_for(env, log_every=1))
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

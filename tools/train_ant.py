@@ -25,10 +25,12 @@ import optax
 import tyro
 from tqdm import tqdm
 
-from common import UserError
 from common.args import one_line_errors
 from common.critics import MLP, Critic
 from common.system import replacing
+
+HIDDEN_DIMS, BATCH_SIZE = (256, 256), 256  # actor and critic; transitions per update
+DISCOUNT, TARGET_RATE = 0.99, 0.005  # the target critic moves by this rate per update
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,8 @@ class Args:
     """episodes of 1,000 steps per evaluation"""
     warmup: int = 10_000
     """environment steps with random actions before the first update"""
-    batch_size: int = 256
-    """transitions per update"""
     learning_rate: float = 1e-4
     """Adam, for actor, critic and entropy weight"""
-    discount: float = 0.99
-    """gamma"""
-    target_rate: float = 0.005
-    """how far the target critic moves per update"""
-    hidden_dims: tuple[int, ...] = (256, 256)
-    """actor and critic"""
 
 
 class TrainState(NamedTuple):
@@ -71,8 +65,8 @@ class TrainState(NamedTuple):
 def make_sac(args: Args, observation_dim: int, action_dim: int):
     """init(key) -> state; update(state, batch) -> state; act(params, observations, key or None) -> actions, the mean
     without a key."""
-    actor = MLP(args.hidden_dims, 2 * action_dim)
-    critic = Critic(args.hidden_dims)
+    actor = MLP(HIDDEN_DIMS, 2 * action_dim)
+    critic = Critic(HIDDEN_DIMS)
     optimizer = optax.adam(args.learning_rate)
     target_entropy = -0.5 * action_dim
 
@@ -100,7 +94,7 @@ def make_sac(args: Args, observation_dim: int, action_dim: int):
 
         next_actions, next_log_probs = sample_actions(state.params["actor"], batch["next_observations"], critic_key)
         next_q = critic.apply(state.target_critic, batch["next_observations"], next_actions).min(axis=0)
-        target = batch["rewards"] + args.discount * (next_q - entropy_weight * next_log_probs)  # never terminal
+        target = batch["rewards"] + DISCOUNT * (next_q - entropy_weight * next_log_probs)  # never terminal
         q = critic.apply(params["critic"], batch["observations"], batch["actions"])
         critic_loss = jnp.mean((q - jax.lax.stop_gradient(target)) ** 2)
 
@@ -117,7 +111,7 @@ def make_sac(args: Args, observation_dim: int, action_dim: int):
         grads = jax.grad(loss)(state.params, state, batch, critic_key, actor_key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state)
         params = optax.apply_updates(state.params, updates)
-        target_critic = optax.incremental_update(params["critic"], state.target_critic, args.target_rate)
+        target_critic = optax.incremental_update(params["critic"], state.target_critic, TARGET_RATE)
         return TrainState(params, target_critic, optimizer_state, key)
 
     def act(actor_params, observations, key):
@@ -136,21 +130,19 @@ def make_env(args: Args) -> gymnasium.Env:
     return GymXYWrapper(env, args.resample_interval)
 
 
-def evaluate(env: gymnasium.Env, act, actor_params, episodes: int, action_noise: float = 0.2) -> tuple[float, float]:
+def evaluate(env: gymnasium.Env, act, actor_params, episodes: int) -> tuple[float, float]:
     """Metres gone in the commanded direction per episode of 1,000 steps, and the share of steps upside down, with the
     noise of OGBench's data collection."""
-    rng = np.random.default_rng(0)
-    metres, upside_down, steps = 0.0, 0, 0
+    rng, rewards, upside_down = np.random.default_rng(0), [], []
     for _ in range(episodes):
-        observation, _ = env.reset()
-        done = False
+        observation, done = env.reset()[0], False
         while not done:
             action = np.asarray(act(actor_params, observation, None))
-            action = np.clip(action + action_noise * rng.standard_normal(action.shape), -1, 1)
+            action = np.clip(action + 0.2 * rng.standard_normal(action.shape), -1, 1)
             observation, reward, _, done, _ = env.step(action)
-            metres, steps = metres + float(reward), steps + 1
-            upside_down += is_upside_down(env)
-    return metres / episodes, upside_down / steps
+            rewards.append(float(reward))
+            upside_down.append(is_upside_down(env))
+    return sum(rewards) / episodes, float(np.mean(upside_down))
 
 
 def is_upside_down(env: Any) -> bool:
@@ -161,19 +153,16 @@ def is_upside_down(env: Any) -> bool:
 
 def save(path: Path, actor_params: dict, action_dim: int) -> None:
     """The file is whole at any time. Raises UserError if it cannot be written."""
-    layers = {name: {k: np.asarray(x) for k, x in layer.items()} for name, layer in actor_params["params"].items()}
-    *_, last = sorted(layers)
-    head, number = layers.pop(last), int(last.removeprefix("Dense_"))
-    layers[f"Dense_{number}"] = {k: x[..., :action_dim] for k, x in head.items()}
-    layers[f"Dense_{number + 1}"] = {k: x[..., action_dim:] for k, x in head.items()}
-    arrays: dict[str, Any] = {f"{name}/{k}": x for name, layer in layers.items() for k, x in layer.items()}
+    layers = actor_params["params"].items()
+    arrays: dict[str, Any] = {f"{name}/{k}": np.asarray(x) for name, layer in layers for k, x in layer.items()}
+    for k in ("bias", "kernel"):  # mean and log standard deviation, which come from one layer
+        arrays[f"Dense_2/{k}"], arrays[f"Dense_3/{k}"] = np.split(arrays[f"Dense_2/{k}"], [action_dim], axis=-1)
     with replacing(path) as temporary, open(temporary, "xb") as file:
         np.savez(file, **arrays)
 
 
 def main(args: Args) -> None:
-    if not Path(args.out).absolute().parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no such folder.")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     np.random.seed(args.seed)  # the wrapper draws its directions from NumPy's global generator
     rng = np.random.default_rng(args.seed)
     envs = [make_env(args) for _ in range(args.num_envs)]
@@ -182,35 +171,28 @@ def main(args: Args) -> None:
     init, update, act = make_sac(args, observation_dim, action_dim)
     state = init(jax.random.PRNGKey(args.seed))
 
-    capacity = args.updates * args.num_envs + args.warmup
-    sizes = {
-        "observations": (capacity, observation_dim),
-        "actions": (capacity, action_dim),
-        "rewards": (capacity,),
-        "next_observations": (capacity, observation_dim),
-    }
-    buffer = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
-    size = 0
-
-    def step_all(observations, actions, size):
-        for i, env in enumerate(envs):
-            observation, reward, _, truncated, _ = env.step(actions[i])
-            for name, value in zip(sizes, (observations[i], actions[i], reward, observation)):
-                buffer[name][size + i] = value
-            observations[i] = env.reset()[0] if truncated else observation
-        return size + len(envs)
-
+    wide = ("f4", observation_dim)
+    fields = [("observations", *wide), ("actions", "f4", action_dim), ("rewards", "f4"), ("next_observations", *wide)]
+    buffer, size = np.zeros(args.updates * args.num_envs + args.warmup, fields), 0
     observations = np.array([env.reset(seed=args.seed + i)[0] for i, env in enumerate(envs)])
     test_env.reset(seed=args.seed + 10_000)
-    while size + len(envs) <= args.warmup:
-        size = step_all(observations, rng.uniform(-1, 1, (len(envs), action_dim)), size)
 
-    bar = tqdm(range(1, args.updates + 1), unit="update", mininterval=5)
-    for step in bar:
-        key = jax.random.fold_in(jax.random.PRNGKey(args.seed + 1), step)
-        size = step_all(observations, np.asarray(act(state.params["actor"], observations, key)), size)
-        index = rng.integers(size, size=args.batch_size)
-        state = update(state, {name: x[index] for name, x in buffer.items()})
+    bar = tqdm(range(1 - args.warmup // len(envs), args.updates + 1), unit="step", mininterval=5)
+    for step in bar:  # from 1 on with an update
+        if step < 1:
+            actions = rng.uniform(-1, 1, (len(envs), action_dim))
+        else:
+            key = jax.random.fold_in(jax.random.PRNGKey(args.seed + 1), step)
+            actions = np.asarray(act(state.params["actor"], observations, key))
+        for i, env in enumerate(envs):
+            observation, reward, _, truncated, _ = env.step(actions[i])
+            buffer[size] = (observations[i], actions[i], reward, observation)
+            observations[i] = env.reset()[0] if truncated else observation
+            size += 1
+        if step < 1:
+            continue
+        batch = buffer[rng.integers(size, size=BATCH_SIZE)]
+        state = update(state, {name: batch[name] for name, *_ in fields})
         if step % args.eval_every == 0 or step == args.updates:
             metres, upside_down = evaluate(test_env, act, state.params["actor"], args.eval_episodes)
             save(Path(args.out), state.params["actor"], action_dim)

@@ -2,7 +2,6 @@
 
 import functools
 import zipfile
-from pathlib import Path
 
 from common import UserError
 from common.data.bandits import BANDITS, load_bandit
@@ -35,9 +34,7 @@ def load_dataset(
 
     Raises UserError for anything that the user can fix: a name, a missing or damaged file, no network.
     """
-    if env in BANDITS:
-        if dataset or task is not None or rewards != "usual":
-            raise UserError(f"--env {env} has data of its own and no tasks; leave --dataset, --task and --rewards out.")
+    if env in BANDITS and not dataset and task is None and rewards == "usual":
         return load_bandit(env, data)
     from common.data import ogbench  # not above, because a bandit does not need it
 
@@ -56,7 +53,8 @@ def load_dataset(
     if rewards != "usual" and not in_d4rl:
         raise UserError(f"--rewards {rewards} belongs to D4RL's datasets.")
 
-    if named and (path is None or _needs_rewards(path)):
+    # OGBench's files hold no rewards: they are computed from the positions.
+    if named and not (path and zipfile.is_zipfile(path) and "rewards.npy" in zipfile.ZipFile(path).namelist()):
         return ogbench.load(*named, data, expanded(data_dir or ogbench.CACHE_DIR), collect_episodes, path)
     if in_d4rl:
         return d4rl.load(*in_d4rl, data, data_dir, path, rewards)
@@ -72,8 +70,3 @@ def load_dataset(
         make_env = functools.partial(ogbench.make_ogbench_env, *named)
     name, task = named or (env, None)
     return own.load_file(name, task, make_env, path) if path else build(name, make_env)
-
-
-def _needs_rewards(path: Path) -> bool:
-    """Whether a file is in OGBench's format, whose rewards are computed from the positions in it."""
-    return zipfile.is_zipfile(path) and "rewards.npy" not in zipfile.ZipFile(path).namelist()

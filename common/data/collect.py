@@ -12,7 +12,6 @@ collection. The data do not depend on interruptions or on the number of workers.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -20,13 +19,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 from common import UserError
+from common.args import one_line_errors
 from common.data import procedures
 from common.data.dataset import PHYSICS
-from common.data.download import read_json
+from common.data.files import alone, read_json
 from common.data.ogbench import CACHE_DIR, OGBENCH_NAMES, unknown_name
-from common.system import alone, expanded, progress_bar, replacing, sha256, usable_cores, write_json
+from common.system import expanded, progress_bar, replacing, sha256, usable_cores, write_json
 from common.workers import Workers
 
 
@@ -99,38 +100,32 @@ def _collect(path: Path, record: dict, workers: int) -> None:
     files = [folder / f"{index}.npz" for index in range(episodes + validation)]
     rows = record["rows_per_episode"]
     print(f"collect {name}: {episodes:,} + {validation:,} episodes of {rows:,} rows", flush=True)
-    _play_missing(files, record, workers)
+    missing = [index for index, file in enumerate(files) if not file.exists()]
+    waiting = iter(missing)
+    pool = Workers(_work, [(files, record)] * min(workers, len(missing)))
+    bar = progress_bar(f"collect {name}", len(files), "episode", initial=len(files) - len(missing))
+    with pool, bar:
+        for pipe in pool.pipes:
+            pool.send(pipe, next(waiting))
+        for _ in missing:
+            pipe = wait(pool.pipes)[0]  # type: ignore[assignment]
+            pool.receive(pipe)
+            bar.update()
+            if (index := next(waiting, None)) is not None:
+                pool.send(pipe, index)
 
-    record |= {"goals_reached_per_episode": round(float(np.mean([_read(file, "reached") for file in files])), 3)}
-    record |= {"sha256": {}}
+    reached = [_read(file, "reached") for file in files]
+    record |= {"goals_reached_per_episode": round(float(np.mean(reached)), 3), "sha256": {}}
     targets = {path.with_name(f"{path.stem}-val.npz"): files[episodes:], path: files[:episodes]}
     with np.load(files[0]) as first:
         keys = [key for key in first if key != "reached"]
     for target, its_files in targets.items():
         _write(folder / target.name, {key: np.concatenate([_read(file, key) for file in its_files]) for key in keys})
         record["sha256"][target.name] = sha256(folder / target.name)
-    with replacing(path.with_suffix(".json")) as temporary, open(temporary, "x") as text:
-        text.write(json.dumps(record, indent=2) + "\n")
+    write_json(path.with_suffix(".json"), record)
     for target in targets:
         os.replace(folder / target.name, target)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _play_missing(files: list[Path], record: dict, workers: int) -> None:
-    """Has worker processes write the episodes whose files are missing."""
-    missing = [index for index, file in enumerate(files) if not file.exists()]
-    done, waiting, what = len(files) - len(missing), iter(missing), f"collect {record['name']}"
-    pool = Workers(_work, [(files, record)] * min(workers, len(missing)))
-    with pool, progress_bar(what, len(files), "episode", initial=done) as bar:
-        for pipe in pool.pipes:
-            pool.send(pipe, next(waiting))
-        while done < len(files):
-            for pipe in wait(pool.pipes):  # type: ignore[assignment]
-                pool.receive(pipe)
-                done += 1
-                bar.update()
-                if (index := next(waiting, None)) is not None:
-                    pool.send(pipe, index)
 
 
 def _work(pipe: Connection, files: list[Path], record: dict) -> None:
@@ -157,9 +152,5 @@ def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    from common.args import one_line_errors
-
     with one_line_errors("common.data.collect"):
         print(tyro.cli(collect, prog="python -m common.data.collect"))

@@ -10,7 +10,6 @@ import os
 import re
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import gymnasium
 import numpy as np
 
 from common import UserError
-from common.data.dataset import Dataset, build, read_arrays
-from common.data.download import Unreachable, fetch
+from common.data.dataset import Dataset, build
+from common.data.files import fetch, read_arrays
 from common.data.ogbench import restore_contact_margins, simulator
 from common.system import expanded, require, sha256
 
@@ -62,25 +61,23 @@ def resolve(env: str) -> tuple[str, str] | None:
     return name, version or next(iter(TASKS[name]))
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
-
-
 def load(task: str, version: str, data: str, data_dir: str | None, path: Path | None, rewards: str) -> Dataset:
     """Loads transitions and evaluation environment of a D4RL task, named as by `resolve`.
 
     data, data_dir: as in `load_dataset`. path: an HDF5 file in D4RL's layout, wherever it is from. rewards: a name of
-    `treat_rewards`; `usual` is r - 1 on antmaze and raw rewards elsewhere.
+    `treat_rewards`.
     """
     name, family, make = f"{task}-{version}", task.split("-")[0], functools.partial(make_env, task)
     about: dict[str, Any] = {"environment": FAMILIES[family][0], "reference": FAMILIES[family][2]}
     if data == "none":
         return build(name, make, **about)
     source = "user" if path else "d4rl"
-    path = path or _find_file(task, version, data, data_dir)
+    if path is None:
+        file = Path(TASKS[task][version])
+        path = expanded(data_dir or os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets") / file.name
+        fetch(f"{HOST}/{file}", path, read_hdf5, data)
     arrays = read_hdf5(path, goes_on=family == "antmaze")
-    if rewards == "usual":
-        rewards = "minus_one" if family == "antmaze" else "raw"
-    arrays["rewards"][arrays["rows"]] = treat_rewards(arrays, rewards)
+    arrays["rewards"][arrays["rows"]] = treat_rewards(arrays, rewards, family)
     return build(name, make, arrays, path, source=source, sha256=sha256(path), **about)
 
 
@@ -103,39 +100,25 @@ def read_hdf5(path: Path, goes_on: bool = False) -> dict[str, np.ndarray]:
     return arrays | {"masks": 1 - ended, "rows": np.flatnonzero(~dropped[:-1])}
 
 
-def treat_rewards(arrays: dict[str, np.ndarray], how: str) -> np.ndarray:
+def treat_rewards(arrays: dict[str, np.ndarray], how: str, family: str) -> np.ndarray:
     """Returns the rewards (N,) of the transitions as authors train on them.
 
-    `raw`; `minus_one`, r - 1, on antmaze; `cql_antmaze`, 4 (r - 0.5), there by Diffusion-QL; `standardized`,
+    `usual`, r - 1 on antmaze and r elsewhere; `cql_antmaze`, 4 (r - 0.5), on antmaze by Diffusion-QL; `standardized`,
     (r - mean) / std, its pen; `returns_1000`, 1000 r / (best return - worst return), IDQL's locomotion. Raises
     UserError where this would divide by 0.
     """
     rows = arrays["rows"]
     r = arrays["rewards"][rows].astype(np.float64)
-    if how in ("raw", "minus_one", "cql_antmaze"):
-        return {"raw": r, "minus_one": r - 1, "cql_antmaze": 4 * (r - 0.5)}[how]
+    if how == "usual":
+        return r - 1 if family == "antmaze" else r
+    if how == "cql_antmaze":
+        return 4 * (r - 0.5)
     starts = np.append(0, np.flatnonzero((np.diff(rows) != 1) | (arrays["masks"][rows[:-1]] == 0)) + 1)
     scale = r.std(ddof=1) if how == "standardized" else np.ptp(np.add.reduceat(r, starts)) / 1000
     if not scale > 0:
         raise UserError(f"rewards cannot be {how}: they are equal everywhere.")
     return (r - r.mean() if how == "standardized" else r) / scale
 
-
-def _find_file(task: str, version: str, data: str, data_dir: str | None) -> Path:
-    """Returns the path of D4RL's HDF5 file, downloaded if need be."""
-    if data == "collect":
-        raise UserError(f"--env {task}: D4RL's data are not collected here; leave --data away.")
-    file = Path(TASKS[task][version])
-    path = expanded(data_dir or os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets") / file.name
-    try:
-        fetch(f"{HOST}/{file}", path, read_hdf5, data)
-    except (Unreachable, OSError) as error:
-        what = f"{path} does not exist and cannot be downloaded from {HOST}/{file} ({error})"
-        raise UserError(f"{what}. Name the folder of a copy with --data-dir.") from None
-    return path
-
-
-# --------------------------------------------------------------------------------------------------------- environments
 
 # Walls, and the cell (row, column) of the goal. Cells are 4 apart, and the start (1, 1) is D4RL's origin.
 MAZES = {
@@ -159,25 +142,15 @@ def make_env(task: str, **kwargs: Any) -> gymnasium.Env:
     options = kwargs | dict(disable_env_checker=True, max_episode_steps=-1)  # the limit is D4RL's, below
     with simulator():
         if family == "antmaze":
-            env = _make_antmaze(task, **kwargs)
+            env: gymnasium.Env = AntMaze(task, **kwargs)
         elif env_id.startswith("Adroit"):
             require("gymnasium_robotics", f"--env {task}", "d4rl")
             with contextlib.redirect_stderr(io.StringIO()):  # a notice about the reward, which the wrapper fixes
-                import gymnasium_robotics
-
-                gymnasium.register_envs(gymnasium_robotics)
-            env = Adroit(gymnasium.make(env_id, **options), family)
+                env = Adroit(gymnasium.make(f"gymnasium_robotics:{env_id}", **options), family)
         else:
             env = gymnasium.make(env_id, **options)
     restore_contact_margins(env)
     return gymnasium.wrappers.TimeLimit(env, 700 if "umaze" in task else steps)
-
-
-PALM_TO_OBJECT: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # in an observation
-    "door": lambda s: s[35:38],
-    "hammer": lambda s: s[33:36] - s[36:39],
-    "relocate": lambda s: s[30:33],
-}
 
 
 class Adroit(gymnasium.Wrapper):
@@ -194,19 +167,33 @@ class Adroit(gymnasium.Wrapper):
         if self.hand == "pen":
             terminated = bool(s[26] < 0.075)
         else:
-            reward = float(reward) - 0.2 * float(np.linalg.norm(PALM_TO_OBJECT[self.hand](s)))
+            palm_to_object = {"door": s[35:38], "hammer": s[33:36] - s[36:39], "relocate": s[30:33]}[self.hand]
+            reward = float(reward) - 0.2 * float(np.linalg.norm(palm_to_object))
         return s, float(reward), terminated, truncated, info
 
 
 class AntMaze(gymnasium.Wrapper):
-    """D4RL's maze around an ant: each reset draws a goal in one cell, which is not observed; the step that ends within
-    0.5 of it pays 1 and is the last. D4RL's v0 drew once per environment; here an episode depends on its seed alone."""
+    """D4RL's maze around OGBench's ant, which is D4RL's to the last bit; gymnasium-robotics' ant is stronger and has
+    shorter steps. Each reset draws a goal in one cell, which is not observed; the step that ends within 0.5 of it pays
+    1 and is the last. D4RL's v0 drew once per environment; here an episode depends on its seed alone."""
 
-    def __init__(self, env: gymnasium.Env, walls: list[str], goal_cell: tuple[int, int]):
-        super().__init__(env)
-        self.maze_map = np.array([[cell == "#" for cell in row] for row in walls], int)
-        self.goal_cell = goal_cell
+    def __init__(self, task: str, **kwargs: Any):
+        from ogbench.locomaze.ant import AntEnv
+
+        words, self.goal_cell = MAZES[task.split("-")[1]]
+        self.maze_map = np.array([[cell == "#" for cell in row] for row in words.split()], int)
         self.cur_goal_xy: np.ndarray = np.zeros(2)
+        tree = ET.parse(AntEnv.xml_file)
+        world = next(tree.iter("worldbody"))
+        for i, j in np.argwhere(self.maze_map):
+            box = {"name": f"block_{i}_{j}", "type": "box", "contype": "1", "conaffinity": "1", "material": "wall"}
+            ET.SubElement(world, "geom", box | {"pos": f"{4 * (j - 1)} {4 * (i - 1)} 1", "size": "2 2 1"})
+        file = f"{tempfile.gettempdir()}/maze.xml"  # in `simulator`'s folder
+        tree.write(file)
+        # For films: from straight above, as OGBench's mazes.
+        rows, columns = self.maze_map.shape
+        camera = {"lookat": 2.0 * np.array([columns - 3, rows - 3, 0]), "distance": 5 * (columns - 2), "elevation": -90}
+        super().__init__(AntEnv(xml_file=file, default_camera_config=camera, **kwargs))
 
     def ij_to_xy(self, cell: tuple[int, int]) -> np.ndarray:
         """Returns the centre of a cell (row, column)."""
@@ -222,23 +209,3 @@ class AntMaze(gymnasium.Wrapper):
         s, _, _, truncated, info = self.env.step(action)
         reached = bool(np.linalg.norm(s[:2] - self.cur_goal_xy) <= 0.5)
         return s, float(reached), reached, truncated, info | {"success": float(reached)}
-
-
-def _make_antmaze(task: str, **kwargs: Any) -> gymnasium.Env:
-    """Makes it on OGBench's ant, D4RL's to the last bit. gymnasium-robotics' ant is stronger and has shorter steps."""
-    from ogbench.locomaze.ant import AntEnv
-
-    words, goal_cell = MAZES[task.split("-")[1]]
-    walls = words.split()
-    tree = ET.parse(AntEnv.xml_file)
-    world = next(tree.iter("worldbody"))
-    for i, row in enumerate(walls):
-        for j in (j for j, cell in enumerate(row) if cell == "#"):
-            box = {"name": f"block_{i}_{j}", "type": "box", "contype": "1", "conaffinity": "1", "material": "wall"}
-            ET.SubElement(world, "geom", box | {"pos": f"{4 * (j - 1)} {4 * (i - 1)} 1", "size": "2 2 1"})
-    file = f"{tempfile.gettempdir()}/maze.xml"  # in `simulator`'s folder
-    tree.write(file)
-    # For films: from straight above, as OGBench's mazes.
-    rows, columns = len(walls), len(walls[0])
-    camera = {"lookat": 2.0 * np.array([columns - 3, rows - 3, 0]), "distance": 5 * (columns - 2), "elevation": -90}
-    return AntMaze(AntEnv(xml_file=file, default_camera_config=camera, **kwargs), walls, goal_cell)

@@ -39,13 +39,7 @@ class Dataset:
     """Transitions on the host, as trajectories of consecutive rows, and how to make their environment."""
 
     name: str  # environment, as in `--env`, without the task
-    task: int | None  # OGBench task, 1 to 5; None elsewhere
     make_env: Callable[..., gymnasium.Env]  # takes gymnasium's render_mode; can be sent to another process
-    # official (downloaded from OGBench's host by this program), unverified (an OGBench file from elsewhere), collected,
-    # builtin, d4rl, user, or none (only the environment was asked for)
-    source: str
-    path: str | None
-    sha256: str | None
     observations: np.ndarray  # (R, S) float32
     actions: np.ndarray  # (R, A) float32, within +-(1 - 1e-5)
     rewards: np.ndarray  # (R,) float32
@@ -53,6 +47,12 @@ class Dataset:
     terminals: np.ndarray  # (R,) float32
     rows: np.ndarray  # (N,) int32, rows at which a transition starts
     num_trajectories: int
+    # official (downloaded from OGBench's host by this program), unverified (an OGBench file from elsewhere), collected,
+    # builtin, d4rl, user, or none (only the environment was asked for)
+    source: str = "none"
+    path: str | None = None
+    sha256: str | None = None
+    task: int | None = None  # OGBench task, 1 to 5; None elsewhere
     next_observations: np.ndarray | None = None  # (R, S), only where it is not the next row's observation
     collection: dict | None = None  # how collected data were made
     environment: str | None = None  # what `make_env` makes, where `name` does not say it
@@ -112,92 +112,22 @@ def build(
         arrays = {key: np.zeros((0, size), np.float32) for key, size in sizes.items()}
         arrays |= {key: np.zeros(0, np.float32) for key in ("rewards", "masks", "terminals")}
     else:
-        _check_arrays(path, arrays, sizes)
+        for key, size in (sizes | {"next_observations": sizes["observations"]}).items():
+            if key in arrays and arrays[key].shape[1:] != (size,):
+                raise UserError(f"{path}: '{key}' has shape {arrays[key].shape}, the environment needs (R, {size}).")
+        for key in ("masks", "terminals"):
+            if not np.isin(arrays[key], (0.0, 1.0)).all():
+                raise UserError(f"{path}: '{key}' must be 0 or 1 in every row.")
+        if (largest := np.abs(arrays["actions"]).max()) > 1.0 + 1e-6:
+            bounds = "which stand for the environment's bounds: 2 (a - low) / (high - low) - 1"
+            raise UserError(f"{path}: actions reach {largest:.4g}; they must lie in [-1, 1], {bounds}.")
+        if not arrays["terminals"][-1]:
+            raise UserError(f"{path}: the last row is not terminal. If the file is not cut off, set terminals[-1] = 1.")
     terminals = arrays["terminals"].astype(np.float32)
     rows = arrays.get("rows", np.flatnonzero(terminals == 0)).astype(np.int32)
     if len(terminals) and not len(rows):
         raise UserError(f"{path} holds no transition: every row is terminal, and its next observation is not known.")
-    names = ("observations", "rewards", "masks", "next_observations")
-    fields = {"task": None, "source": "none", "sha256": None} | fields | {x: arrays[x] for x in names if x in arrays}
-    return Dataset(
-        name=name,
-        make_env=make_env,
-        path=str(path.absolute()) if path else None,
-        actions=np.clip(arrays["actions"], -1.0 + 1e-5, 1.0 - 1e-5),
-        terminals=terminals,
-        rows=rows,
-        num_trajectories=len(np.unique((np.cumsum(terminals, dtype=int) - terminals)[rows])),
-        **fields,
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------- checks
-
-ONE_PER_ROW = ("rewards", "masks", "terminals", "timeouts")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, or the exception's name if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Returns the named arrays of an npz file, as `read_arrays` does. Pickled objects are never loaded."""
-    return read_arrays(path, np.load, required, optional)
-
-
-def read_arrays(
-    path: Path, open_file: Callable, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    """Returns the named arrays of a file, as `checked_numbers` does. open_file(path) is a mapping to close.
-
-    Raises UserError if the file cannot be read or lacks a required array.
-    """
-    try:
-        with open_file(path) as file:
-            held = list(file)
-            arrays = {key: np.asarray(file[key][()]) for key in (*required, *optional) if key in held}
-    except Exception as error:  # of the system, zipfile, zlib, NumPy, HDF5
-        why = f"{first_line(error)}; if it is damaged, delete it and get it again."
-        raise UserError(f"{path} cannot be read: {why}") from None
-    if missing := [key for key in required if key not in arrays]:
-        raise UserError(f"{path} has no '{missing[0]}'; it holds {', '.join(held[:20]) or 'nothing'}.")
-    return checked_numbers(path, arrays)
-
-
-def checked_numbers(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays as float32, and `button_states` as they are.
-
-    Raises UserError unless all hold finite numbers in as many rows as the first has.
-    """
-    length = len(np.atleast_1d(next(iter(arrays.values())))) or 1
-    checked = {}
-    for key, x in arrays.items():
-        rows = x.shape[:1] == (length,) and (x.size == length or key not in ONE_PER_ROW)
-        if x.dtype.kind not in "fiub" or not rows:
-            needed = f"{'one number' if key in ONE_PER_ROW else 'numbers'} in each of {length} rows"
-            raise UserError(f"{path}: '{key}' has type {x.dtype} and shape {x.shape}, needed: {needed}.")
-        with np.errstate(over="ignore"):  # to infinity, which is found below
-            x = x if key == "button_states" else x.astype(np.float32)
-        if not np.isfinite(x).all():
-            bad = np.flatnonzero(~np.isfinite(x.reshape(length, -1)).all(axis=1))[0]
-            raise UserError(f"{path}: '{key}' is NaN, infinite or beyond float32, first in row {bad}.")
-        checked[key] = x.reshape(-1) if key in ONE_PER_ROW else x  # some of D4RL's files have (R, 1)
-    return checked
-
-
-def _check_arrays(path: Path | None, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
-    for key, size in (sizes | {"next_observations": sizes["observations"]}).items():
-        if key in arrays and arrays[key].shape[1:] != (size,):
-            raise UserError(f"{path}: '{key}' has shape {arrays[key].shape}, the environment needs (R, {size}).")
-    for key in ("masks", "terminals"):
-        if not np.isin(arrays[key], (0.0, 1.0)).all():
-            raise UserError(f"{path}: '{key}' must be 0 or 1 in every row.")
-    largest = np.abs(arrays["actions"]).max()
-    if largest > 1.0 + 1e-6:
-        raise UserError(
-            f"{path}: actions reach {largest:.4g}; they must lie in [-1, 1], which stand for the environment's bounds: "
-            f"2 (a - low) / (high - low) - 1."
-        )
-    if not arrays["terminals"][-1]:
-        raise UserError(f"{path}: the last row is not terminal: is the file cut off? If not, set terminals[-1] = 1.")
+    fields |= {x: arrays[x] for x in ("observations", "rewards", "masks", "next_observations") if x in arrays}
+    fields |= {"rows": rows, "terminals": terminals, "actions": np.clip(arrays["actions"], -1.0 + 1e-5, 1.0 - 1e-5)}
+    fields |= {"num_trajectories": len(np.unique((np.cumsum(terminals, dtype=int) - terminals)[rows]))}
+    return Dataset(name, make_env, path=str(path.absolute()) if path else None, **fields)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from common import UserError
-from common.data.dataset import MARGINS_ADD_UP, Dataset, build, first_line, read_npz
-from common.data.download import Unreachable, fetch, read_json, record_path
+from common.data.dataset import MARGINS_ADD_UP, Dataset, build
+from common.data.files import Unreachable, fetch, first_line, read_arrays, read_json
 from common.system import expanded, sha256
 
 OFFICIAL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
@@ -67,8 +68,6 @@ def unknown_name(env: str, others: Sequence[str] = ()) -> UserError:
     hint = f"did you mean {', '.join(close)}?" if close else f"for example {OGBENCH_NAMES[0]}."
     return UserError(f"unknown environment '{env}': {hint} For your own data add --dataset FILE.npz.")
 
-
-# --------------------------------------------------------------------------------------------------------- environments
 
 # Of a screen that is not there, of an environment's age, and of its precision at each use of an action space.
 warnings.filterwarnings("ignore", module="glfw|gymnasium|minari")
@@ -120,9 +119,6 @@ def simulator():
             mujoco.set_mju_user_warning(None)
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
-
-
 def load(name: str, task: int, data: str, folder: Path, episodes: int | None, path: Path | None) -> Dataset:
     """Loads a dataset by its name, or from the file at `path`, and labels it with the rewards of one task.
 
@@ -135,14 +131,27 @@ def load(name: str, task: int, data: str, folder: Path, episodes: int | None, pa
 
     path = path or _find_file(name, folder, data, episodes)
     button_states = ("button_states",) if name.split("-")[0] in ("scene", "puzzle") else ()
-    arrays = read_npz(path, ("observations", "actions", "terminals", "qpos", *button_states))
+    arrays = read_arrays(path, np.load, ("observations", "actions", "terminals", "qpos", *button_states))
     env = make_env()
     # Adds 'rewards' and 'masks' from the positions that are stored beside the observations.
     relabel_dataset(env.spec.id, env, arrays)  # type: ignore[union-attr]
     env.close()
-    digest = sha256(path)
-    source, record = _origin(path, digest)
-    return build(name, make_env, arrays, path, task=task, source=source, sha256=digest, collection=record)
+    digest, record, source = sha256(path), read_json(path.with_suffix(".json")), "unverified"
+    downloaded = read_json(path.with_name(f"{path.stem}-download.json"))
+    if "procedure" in record:
+        if record["sha256"].get(path.name) != digest:
+            raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
+        source, made = "collected", f"{record['episodes']:,} episodes (official: {record['official_episodes']:,})"
+        what = "WARNING These are NOT OGBench's official data. They were collected with its procedure"
+        print(f"{what}: {made}.", file=sys.stderr)
+    elif (downloaded.get("url"), downloaded.get("sha256")) == (f"{OFFICIAL}/{path.name}", digest):
+        source = "official"
+    else:
+        print(
+            f"NOTE    Nothing says that {path} is OGBench's official file: it was not downloaded here (docs/data.md)."
+        )
+    collection = record if source == "collected" else None
+    return build(name, make_env, arrays, path, task=task, source=source, sha256=digest, collection=collection)
 
 
 def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path:
@@ -157,31 +166,10 @@ def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path
             # A zip file's table of contents is at its end.
             fetch(f"{url}/{path.name}", path, zipfile.ZipFile, "cache" if is_folder else data)
             return path
-        except (Unreachable, OSError) as error:
-            reason = f"{path} does not exist and cannot be downloaded ({error})"
-        if data != "auto":
-            raise UserError(
-                f"{reason}. Name the folder of a copy with --data-dir, or make such data by --data collect."
-            )
-        print(f"WARNING {reason}: falling back to data collected on this machine.", file=sys.stderr)
+        except Unreachable as error:
+            if data != "auto":
+                raise UserError(f"{error} Or make such data by --data collect.") from None
+            print(f"WARNING {error} Falling back to data collected on this machine.", file=sys.stderr)
     from common.data.collect import collect  # most runs need no collection
 
     return collect(name, folder / "collected", episodes)
-
-
-def _origin(path: Path, digest: str) -> tuple[str, dict | None]:
-    """Returns the label of a file, and for a collected one the record of its collection."""
-    collected, downloaded = read_json(path.with_suffix(".json")), read_json(record_path(path))
-    if "procedure" in collected:
-        if collected["sha256"].get(path.name) != digest:
-            raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
-        print(
-            f"WARNING These are NOT OGBench's official data. They were collected with its procedure: "
-            f"{collected['episodes']:,} episodes (official: {collected['official_episodes']:,}).",
-            file=sys.stderr,
-        )
-        return "collected", collected
-    if (downloaded.get("sha256"), downloaded.get("url")) == (digest, f"{OFFICIAL}/{path.name}"):
-        return "official", None
-    print(f"NOTE    Nothing says that {path} is OGBench's official file: it was not downloaded here (docs/data.md).")
-    return "unverified", None

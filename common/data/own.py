@@ -14,35 +14,35 @@ from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import batch_space, iterate
 
 from common import UserError
-from common.data.dataset import Dataset, build, checked_numbers, first_line, read_npz
+from common.data.dataset import Dataset, build
+from common.data.files import checked_numbers, first_line, read_arrays
 from common.system import expanded, require, sha256
 
-# ---------------------------------------------------------------------------------------------------------- environment
 
-
-def make_user_env(env: str, **kwargs: Any) -> gymnasium.Env:
+def make_user_env(env: str | Path, **kwargs: Any) -> gymnasium.Env:
     """Makes any gymnasium environment, its observations flattened and its actions rescaled to [-1, 1].
 
-    Raises UserError if it cannot be made, or if its actions are not one row of continuous, bounded numbers.
+    env: a gymnasium id, or the folder of a Minari dataset, which names its own. Raises UserError if it cannot be made,
+    or if its actions are not one row of continuous, bounded numbers.
     """
+    what = f"the environment of {env}" if isinstance(env, Path) else f"--env {env}"
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a module of the user's may stand there
-    return _adapted(functools.partial(gymnasium.make, env), f"--env {env}", **kwargs)
-
-
-def _adapted(make: Callable[..., gymnasium.Env], what: str, **kwargs: Any) -> gymnasium.Env:
     try:
-        made = make(disable_env_checker=True, **kwargs)
+        if isinstance(env, Path):
+            import minari
+
+            made = minari.MinariDataset(env / "data").recover_environment(disable_env_checker=True, **kwargs)
+        else:
+            made = gymnasium.make(env, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
         module = "If a module of yours registers it, name that too: --env MODULE:NAME."
         raise UserError(f"{what} cannot be made: {first_line(error)}. {module}") from None
     space: Any = made.action_space
     is_row = isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
     if not (is_row and np.isfinite([space.low, space.high]).all()):
-        raise UserError(
-            f"{what} takes actions of {space}; they must be floating-point numbers between bounds, and of a shape "
-            f"(A,): wrap the environment in one that takes such."
-        )
+        needed = "one row of floating-point numbers between bounds: wrap the environment in one that takes such"
+        raise UserError(f"{what} takes actions of {space}; they must be {needed}.")
     half = (space.high - space.low) / 2
 
     def rescaled(action: np.ndarray) -> np.ndarray:  # rounding may leave the bounds
@@ -52,19 +52,14 @@ def _adapted(make: Callable[..., gymnasium.Env], what: str, **kwargs: Any) -> gy
     return gymnasium.wrappers.TransformAction(gymnasium.wrappers.FlattenObservation(made), rescaled, box)
 
 
-# ------------------------------------------------------------------------------------------------------------- npz file
-
-
 def load_file(name: str, task: int | None, make_env: Callable[..., gymnasium.Env], path: Path) -> Dataset:
     """Reads your own npz file. The environment serves for evaluation only."""
-    arrays = read_npz(path, ("observations", "actions", "rewards", "masks", "terminals"), ("next_observations",))
+    required = ("observations", "actions", "rewards", "masks", "terminals")
+    arrays = read_arrays(path, np.load, required, ("next_observations",))
     # Without the next observation, the last row of a trajectory is a transition only if nothing is bootstrapped there.
     known = (arrays["masks"] == 0) | (arrays["terminals"] == 0) | ("next_observations" in arrays)
     arrays["rows"] = np.flatnonzero(known)
     return build(name, make_env, arrays, path, task=task, source="user", sha256=sha256(path))
-
-
-# --------------------------------------------------------------------------------------------------------------- Minari
 
 
 def load_minari(minari_id: str, env: str | None, data: str, data_dir: str | None) -> Dataset:
@@ -78,42 +73,31 @@ def load_minari(minari_id: str, env: str | None, data: str, data_dir: str | None
 
     if data_dir:
         os.environ["MINARI_DATASETS_PATH"] = str(expanded(data_dir))
+    columns: dict[str, list[np.ndarray]] = {}
     try:
-        dataset = minari.load_dataset(minari_id, download=data in ("auto", "download"))
+        dataset: Any = minari.load_dataset(minari_id, download=data in ("auto", "download"))
         folder, name = Path(dataset.storage.data_path).parent, env or dataset.env_spec.id
-        make_env = functools.partial(make_user_env, env) if env else functools.partial(make_minari_env, str(folder))
-        arrays = None if data == "none" else _read_episodes(dataset)
+        low, high = dataset.action_space.low.astype(float), dataset.action_space.high.astype(float)
+        for episode in dataset.iterate_episodes() if data != "none" else ():
+            steps = len(episode.actions)
+            states = iterate(batch_space(dataset.observation_space, steps + 1), episode.observations)
+            actions = np.clip(2 * (episode.actions - low) / (high - low) - 1, -1, 1)
+            rows = {
+                "observations": np.array([flatten(dataset.observation_space, state) for state in states]),
+                "actions": np.append(actions, np.zeros((1, len(low))), axis=0),
+                "rewards": np.append(episode.rewards, 0),
+                "masks": np.append(1.0 - episode.terminations, 1),
+                "terminals": np.arange(steps + 1) == steps,
+            }
+            for key, x in rows.items():
+                columns.setdefault(key, []).append(x)
     except Exception as error:  # of the network, its host, h5py, json, NumPy: Minari has none of its own
         raise UserError(f"--dataset minari:{minari_id} cannot be loaded: {first_line(error)}.") from None
-    if arrays is None:
+    make_env = functools.partial(make_user_env, env or folder)
+    if data == "none":
         return build(name, make_env)
+    arrays = checked_numbers(folder, {key: np.concatenate(parts) for key, parts in columns.items()})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = "".join(f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)  # as of sha256sum
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    return build(name, make_env, checked_numbers(folder, arrays), folder, source="user", sha256=digest)
-
-
-def make_minari_env(folder: str, **kwargs: Any) -> gymnasium.Env:
-    """Recovers the environment of a Minari dataset."""
-    import minari
-
-    return _adapted(minari.MinariDataset(Path(folder) / "data").recover_environment, folder, **kwargs)
-
-
-def _read_episodes(dataset: Any) -> dict[str, np.ndarray]:
-    columns: dict[str, list[np.ndarray]] = {}
-    low, high = dataset.action_space.low.astype(float), dataset.action_space.high.astype(float)
-    for episode in dataset.iterate_episodes():
-        steps = len(episode.actions)
-        states = iterate(batch_space(dataset.observation_space, steps + 1), episode.observations)
-        actions = np.clip(2 * (episode.actions - low) / (high - low) - 1, -1, 1)
-        rows = {
-            "observations": np.array([flatten(dataset.observation_space, state) for state in states]),
-            "actions": np.append(actions, np.zeros((1, len(low))), axis=0),
-            "rewards": np.append(episode.rewards, 0),
-            "masks": np.append(1.0 - episode.terminations, 1),
-            "terminals": np.arange(steps + 1) == steps,
-        }
-        for key, x in rows.items():
-            columns.setdefault(key, []).append(x)
-    return {key: np.concatenate(parts) for key, parts in columns.items()}
+    return build(name, make_env, arrays, folder, source="user", sha256=digest)

@@ -29,8 +29,8 @@ def procedure(name: str) -> Procedure:
     """OGBench's numbers for a dataset. Raises UserError where none can be collected here."""
     domain, *size, kind = name.split("-")
     if domain in ("humanoidmaze", "antsoccer") or kind == "noisy":
-        why = "only its -play version can" if kind == "noisy" else "for it needs a policy that takes days to train"
-        raise UserError(f"{name} cannot be collected here, {why}. Name the folder of a copy with --data-dir.")
+        why = "humanoidmaze and antsoccer need policies that take days to train, and of -noisy data only -play is made"
+        raise UserError(f"{name} cannot be collected here: {why}. Name the folder of a copy with --data-dir.")
     if kind == "stitch":
         return Procedure(5_000, 201, f"to a goal {STITCH_DISTANCE} cells away, action noise {ACTION_NOISE[domain]}")
     if kind == "explore":
@@ -57,14 +57,16 @@ def play(player: Callable, seed: int, index: int, p_random_action: float) -> tup
 
 def _maze_player(name: str) -> Callable:
     """Point or ant, towards the oracle's next sub-goal."""
-    domain, size, kind = name.split("-")
-    env = make_raw_ogbench_env(f"{domain}-{size}-v0", terminate_at_goal=False, max_episode_steps=procedure(name).steps)
+    (domain, size, kind), steps = name.split("-"), procedure(name).steps
+    env = make_raw_ogbench_env(f"{domain}-{size}-v0", terminate_at_goal=False, max_episode_steps=steps)
     walk = load_ant_expert() if domain == "antmaze" else None
     noise = EXPLORE_NOISE if kind == "explore" else ACTION_NOISE[domain]
     maze: Any = env.unwrapped
     grid = maze.maze_map == 0
     free = [(int(i), int(j)) for i, j in np.argwhere(grid)]
-    vertices = [cell for cell in free if not _in_corridor(grid, *cell)]
+    up, down, left, right = (np.roll(grid, shift, axis) for axis in (0, 1) for shift in (1, -1))
+    corridor = (up == down) & (left == right) & (up != left)  # two free neighbours, opposite each other
+    vertices = [cell for cell in free if not corridor[cell]]
 
     @functools.cache
     def oracle(cell, goal):
@@ -99,29 +101,22 @@ def _maze_player(name: str) -> Callable:
     return play
 
 
-def _in_corridor(grid: np.ndarray, i: int, j: int) -> bool:
-    """Whether a cell is part of a straight corridor: two free neighbours, opposite each other."""
-    up, down, left, right = grid[i - 1, j], grid[i + 1, j], grid[i, j - 1], grid[i, j + 1]
-    return up == down and left == right and up != left
-
-
 def _arm_player(name: str) -> Callable:
     """The arm, following one planned task after the other."""
-    domain, *size, _ = name.split("-")
-    env = make_raw_ogbench_env(
-        "-".join([domain, *size, "v0"]), terminate_at_goal=False, max_episode_steps=procedure(name).steps,
-        mode="data_collection", visualize_info=False,
-    )  # fmt: skip
-    options = {"env": env, "noise": 0.1, "noise_smoothing": 0.5}
-    options |= {"gripper_always_closed": True} if domain == "puzzle" else {}
+    (domain, size, *_), steps = name.split("-"), procedure(name).steps
+    options: dict[str, Any] = {"mode": "data_collection", "visualize_info": False, "terminate_at_goal": False}
+    env = make_raw_ogbench_env(f"{name.rpartition('-')[0]}-v0", max_episode_steps=steps, **options)
+    closed = {"gripper_always_closed": True} if domain == "puzzle" else {}
     oracles = {}
     for task in {"puzzle": ["button"], "scene": ["cube", "button", "drawer", "window"]}.get(domain, ["cube"]):
         plan = importlib.import_module(f"ogbench.manipspace.oracles.plan.{task}_plan")
-        oracles[task] = getattr(plan, f"{task.capitalize()}PlanOracle")(**options)
+        oracles[task] = getattr(plan, f"{task.capitalize()}PlanOracle")(
+            env=env, noise=0.1, noise_smoothing=0.5, **closed
+        )
 
     def play(rng, seed, p_random_action):
         observation, info = env.reset(seed=seed)
-        p_stack = rng.uniform(*STACKING.get(name.split("-")[1], (0.5, 0.5)))
+        p_stack = rng.uniform(*STACKING.get(size, (0.5, 0.5)))
         oracle = oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
         rows, reached, done = [], 0, False
@@ -153,8 +148,7 @@ def _step(env, rows, observation, action, rng, p_random_action):
     if p_random_action and rng.random() < p_random_action:
         action = rng.uniform(-1, 1, action.shape)
     next_observation, _, _, done, info = env.step(action)
-    stored = {"qpos": "prev_qpos", "qvel": "prev_qvel", "button_states": "prev_button_states"}
-    before = {key: info[name] for key, name in stored.items() if name in info}
+    before = {key: info[f"prev_{key}"] for key in ("qpos", "qvel", "button_states") if f"prev_{key}" in info}
     rows.append({"observations": observation, "actions": action, "terminals": done} | before)
     return next_observation, done, info
 
