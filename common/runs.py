@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from common import UserError, checkpoints
+from common import UserError, states
 from common.args import (
     MAY_CHANGE,
     BaseArgs,
@@ -112,9 +112,9 @@ class Run:
             raise UserError(f"{directory}: the dataset is not the one that the run began with.")
         # A checkpoint is older than the first row of the logs: where there are rows or a result, it must be there.
         rows = any(path.stat().st_size for path in directory.glob("*.csv"))
-        needed = rows or {checkpoints.FILE, "result.json"} & set(there)
+        needed = rows or {states.FILE, "result.json"} & set(there)
         start: dict[str, Any] = {"identity": self.identity, "logs": {}}
-        self.checkpoint = checkpoints.load(directory) if needed else {"about": start}
+        self.checkpoint = states.load(directory) if needed else {"about": start}
         about = self.checkpoint["about"]
         if about["identity"] != self.identity:
             raise UserError(f"{directory}: the checkpoint belongs to other arguments or data than config.json.")
@@ -177,7 +177,7 @@ class Run:
         """The state of the checkpoint in the structure of `state`. Where there is none, `state` becomes the first
         checkpoint, so that a full disk is found before the training. Raises UserError if it does not fit."""
         if "state" in self.checkpoint:
-            state = checkpoints.restore(state, self.checkpoint.pop("state"))
+            state = states.restore(state, self.checkpoint.pop("state"))
             say(f"resumed at step {self.step:,}")
         else:
             self.save(state)
@@ -261,7 +261,7 @@ class Run:
         Raises UserError if parameters are not finite or the disk is full.
         """
         state = jax.device_get(state)  # once, for the check and for the file
-        if (i := checkpoints.not_finite(state)) is not None:
+        if (i := states.not_finite(state)) is not None:
             raise UserError(f"parameters of {self.members[i].name} are not finite at step {self.step:,}.")
         now = time.monotonic()
         self.wall_seconds, self.began = self.wall_seconds + now - self.began, now
@@ -274,7 +274,7 @@ class Run:
             "logs": {path.name: end_of(path) for path in (self.train_log, self.eval_log)},
             "identity": self.identity,
         }
-        checkpoints.save(self.directory, state, about)
+        states.save(self.directory, state, about)
         self.mark = time.monotonic()
 
     def finish(self, state: Any) -> Path:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import args as common_args
-from common import checkpoints
+from common import states
 from common.data.dataset import Dataset
 from common.data.ogbench import make_ogbench_env
 from common.runs import Run
@@ -161,7 +161,7 @@ def metrics_of(directory: Path) -> list[dict]:
 
 def state_of(directory: Path) -> dict:
     """All that the checkpoint holds of the training state."""
-    return checkpoints.load(directory)["state"]
+    return states.load(directory)["state"]
 
 
 def result_of(directory: Path) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import CHEAP, NAME, ROOT, launch_in_process, result_of, tiny_args, tiny_flags, wait_for
 
-from common import checkpoints, policies
+from common import checkpoints, states
 from common.data import load_dataset
 from common.runs import Run
 
@@ -72,7 +72,7 @@ def changed(tmp_path, data_dir):
         path = tmp_path / "driftql.py"
         path.write_text((ROOT / "driftql.py").read_text())
         subprocess.run(["patch", "-p1", "--fuzz=0"], input=diff, cwd=tmp_path, text=True, check=True)
-        return policies.import_script(name, path.rename(tmp_path / f"{name}.py")), [
+        return checkpoints.import_script(name, path.rename(tmp_path / f"{name}.py")), [
             *tiny_flags("driftql", NAME, steps=20, eval_every=10, save_every=10, eval_episodes=1),
             *("--data-dir", data_dir, "--run-dir", tmp_path / "run"),
         ]
@@ -106,7 +106,7 @@ def test_action_chunks_as_in_the_document_train_go_on_and_are_played(changed, tm
         patch.setattr(Run, "log", log)
         launch_in_process(script, *flags)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert checkpoints.load(tmp_path / "run")["about"]["step"] == 10
+    assert states.load(tmp_path / "run")["about"]["step"] == 10
     run = launch_in_process(script, "--run-dir", tmp_path / "run")
     last = result_of(run)["evaluations"][-1]
     assert (result_of(run)["dataset"]["action_dim"], last["step"]) == (10, 20)

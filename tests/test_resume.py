@@ -17,13 +17,13 @@ from helpers import ROOT, SCRIPTS, alive, assert_same_run, children_of, command,
 from helpers import tiny_flags, wait_for, whole_and_killed
 
 import driftql
-from common import UserError, checkpoints, policies
+from common import UserError, checkpoints, states
 
 
 def step_of(directory) -> int | None:
     """The step of its checkpoint."""
-    there = (directory / checkpoints.FILE).exists()
-    return checkpoints.load(directory)["about"]["step"] if there else None
+    there = (directory / states.FILE).exists()
+    return states.load(directory)["about"]["step"] if there else None
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(name, tmp_path):
     assert launch_in_process(script, "--no-progress", "--resume", directory) == directory
     assert_same_run(directory, whole)
     assert not list(directory.glob(".*"))
-    assert policies.load_policy(directory, 1).act(jnp.zeros((3, 1)), jax.random.PRNGKey(0)).shape == (3, 2)
+    assert checkpoints.load_policy(directory, 1).act(jnp.zeros((3, 1)), jax.random.PRNGKey(0)).shape == (3, 2)
 
 
 # Ends or stops itself, right before a function is called for whose arguments the condition is true.
@@ -94,12 +94,12 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_is_the_same_to_the_bit
 
 def test_a_state_comes_back_to_the_bit_or_not_at_all(tmp_path):
     state = {"weights": jnp.arange(6.0).reshape(2, 3), "step": jnp.zeros(2, jnp.int32)}
-    checkpoints.save(tmp_path, state, {"step": 7, "logs": {}, "identity": ""})
-    saved = checkpoints.load(tmp_path)["state"]
-    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(jax.tree.map(jnp.ones_like, state), saved), state)
+    states.save(tmp_path, state, {"step": 7, "logs": {}, "identity": ""})
+    saved = states.load(tmp_path)["state"]
+    jax.tree.map(np.testing.assert_array_equal, states.restore(jax.tree.map(jnp.ones_like, state), saved), state)
     for other in (state | {"step": jnp.zeros(2)}, state | {"weights": jnp.zeros((3, 3))}, {"a": jnp.zeros(3)}):
         with pytest.raises(UserError, match="does not fit"):
-            checkpoints.restore(other, saved)
+            states.restore(other, saved)
 
 
 HANGS = """

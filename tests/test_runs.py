@@ -20,7 +20,7 @@ from helpers import start, state_of, tiny_args, tiny_flags
 from tensorboardX.proto import event_pb2
 
 import driftql
-from common import UserError, args, checkpoints
+from common import UserError, args, states
 from common.data import load_dataset
 from common.runs import Run, scores
 
@@ -232,7 +232,7 @@ def test_an_edited_config_is_refused(ended, refused):
 
 
 def test_another_checkpoint_in_its_place_is_refused(ended, refused):
-    path = ended / checkpoints.FILE
+    path = ended / states.FILE
     good = flax.serialization.msgpack_restore(path.read_bytes()[32:])
     other = good | {"about": good["about"] | {"identity": "of another run"}}
     changes = ({"about": 1}, {"about": {}}, {"about": good["about"] | {"step": "200"}})
@@ -258,7 +258,7 @@ def test_a_full_disk_is_one_message_and_keeps_the_checkpoint(tmp_path, monkeypat
         run.log(losses(1.0, 1.0))
         monkeypatch.setattr(os, fault, full)
         run.save({"weights": np.ones(2)})
-    assert checkpoints.load(run.directory)["about"]["step"] == 10
+    assert states.load(run.directory)["about"]["step"] == 10
     assert not list(run.directory.glob(".new-*"))
 
 
@@ -270,7 +270,7 @@ def test_a_number_that_is_not_finite_names_its_member(tmp_path):
             run.restore({"weights": np.ones((2, 3))})
             run.log(losses(*values))
             run.save({"weights": np.array([[1, 1, x] for x in weights])})
-        assert checkpoints.load(run.directory)["about"]["step"] == 0
+        assert states.load(run.directory)["about"]["step"] == 0
 
 
 def test_a_platform_that_is_not_there_is_one_message(tmp_path):

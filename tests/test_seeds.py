@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, launch_in_process, metrics_of, result_of, state_of, tiny_args, tiny_flags, whole_and_killed
 
 import driftql
-from common import UserError, args, policies
+from common import UserError, args, checkpoints
 from common.buffers import make_buffer
 from common.data import load_dataset
 from common.seeds import side_by_side
@@ -113,19 +113,19 @@ def test_a_policy_is_chosen_by_values_and_seed(grid, monkeypatch):
     directory, _, alone = grid
     (alpha, rate, seed), run = next(iter(alone.items()))
     values = {"alpha": alpha, "learning_rate": rate}
-    policy = policies.load_policy(directory, seed, **values)
+    policy = checkpoints.load_policy(directory, seed, **values)
     expected = dataclasses.replace(args.read_args(driftql.Args, run), run_dir=policy.args.run_dir)
     assert (policy.args, policy.step) == (expected, 40)
     monkeypatch.setenv("HOME", str(run.parent))
     observations, key = jnp.linspace(-1, 1, 5)[:, None], jax.random.PRNGKey(0)
-    own = policies.load_policy(f"~/{run.name}")
+    own = checkpoints.load_policy(f"~/{run.name}")
     np.testing.assert_allclose(policy.act(observations, key), own.act(observations, key), atol=1e-3)
     np.testing.assert_allclose(own.act(observations, key), own.agent.act(own.state, observations, key), atol=1e-6)
     for seed, other in ((FIRST, {}), (None, {"alpha": 77}), (5, values), (FIRST, {"discount": 0.99})):
         with pytest.raises(UserError, match=f"choose one seed and combination that is there: alpha=1,.*seed {FIRST}"):
-            policies.load_policy(directory, seed, **other)
+            checkpoints.load_policy(directory, seed, **other)
     with pytest.raises(UserError, match="is not a run"):
-        policies.load_policy(run.parent)
+        checkpoints.load_policy(run.parent)
 
 
 def test_every_number_of_every_script_may_be_in_a_grid(script):
@@ -146,7 +146,7 @@ def test_a_grid_of_what_a_script_reads_elsewhere_is_refused(tmp_path, fails, nam
     """Its own `load` or `main` would take one value for all combinations."""
     source, path = (ROOT / "driftql.py").read_text(), tmp_path / f"alpha_in_{name}.py"
     path.write_text(source.replace(f"    {line}", f"    float(args.alpha)\n    {line}"))
-    script = policies.import_script(path.stem, path)
+    script = checkpoints.import_script(path.stem, path)
     message = fails(script, *tiny_flags("driftql"), "--grid", "alpha=1,3")
     assert "--grid alpha: this script reads alpha outside of make_agent" in message
 
@@ -162,12 +162,12 @@ def test_a_run_does_not_decide_what_is_imported(ended, tmp_path, monkeypatch):
     for name in ("evil", "json", "../ended/evil", "tests.helpers"):
         (ended / "config.json").write_text(json.dumps(config | {"algo": name}))
         with pytest.raises(UserError, match=re.escape(f"the run was made by {name}.py, which is not in {ROOT}")):
-            policies.load_policy(ended)
+            checkpoints.load_policy(ended)
     (ended / "config.json").write_text(own)
-    assert policies.load_policy(ended).step == 40
+    assert checkpoints.load_policy(ended).step == 40
     assert not (ended / "was here").exists()
     (ended / "config.json").write_text(json.dumps(config | {"algo": "mine"}))
     mine.write_text((ROOT / "driftql.py").read_text())
-    assert policies.load_policy(ended, script=mine).step == 40
+    assert checkpoints.load_policy(ended, script=mine).step == 40
     with pytest.raises(UserError, match=r"was made by mine\.py"):
-        policies.load_policy(ended, script=ROOT / "driftql.py")
+        checkpoints.load_policy(ended, script=ROOT / "driftql.py")

@@ -23,10 +23,10 @@ from shared import PICTURES, Parser, check_output, positive
 
 from common import UserError
 from common.args import members, one_line_errors
+from common.checkpoints import load_members
 from common.data.bandits import BANDITS
 from common.evaluation import Evaluator
 from common.plots import draw_rollouts
-from common.policies import load_members
 from common.seeds import side_by_side
 from common.system import expanded, replacing, say
 

@@ -59,7 +59,7 @@ def finish(axes: Any, run: Run, x_label: str, title: str) -> None:
     axes.set_title(plain(title, 64), fontsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.26))
 
 
 def draw_lines(axes: Any, lines: list[list[Run]], points: Callable[[Run], dict[Any, float]]) -> None:

@@ -30,11 +30,11 @@ OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC",
 INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
 its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
 A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
-All numbers in a row are of one size. Where an algorithm was run with several settings at one size, the best is bold.
+Where an algorithm was run with several settings at one size, the best is bold.
 The papers' numbers are mean ± standard deviation over seeds, for the official data and the preset's size."""
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
-td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top }"""
+td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; min-width: 5em }"""
 ESCAPED = str.maketrans({sign: f"&#{ord(sign)};" for sign in "<>&|[]`*\\$~"})
 
 
@@ -107,7 +107,8 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[s
             parts.append(f"![Learning curves]({quote(path)})")
         for alike in split(here, lambda run: (run.data, run.metric)):
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
-            parts += [score_table(block) for block in split(alike, lambda run: run.other_size)]
+            for block in split(alike, size):
+                parts += [f"At {text(size(block[0]))}:", score_table(block)]
     parts += paper_tables(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
@@ -115,35 +116,36 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[s
     return "\n\n".join(parts) + "\n"
 
 
-def networks(run: Run) -> str:
-    """Its size, but for the number of updates: `batch-size 256, hidden-dims 512 512`."""
-    return flags_text({name: x for name, x in run.args.items() if shared.SIZE.search(name) and name != "steps"})
+def size(run: Run) -> str:
+    """The preset's size, or the arguments that decide it but for the number of updates: `hidden-dims 512 512`."""
+    of_size = {name: x for name, x in run.args.items() if shared.SIZE.search(name) and name != "steps"}
+    return flags_text(of_size) if run.other_size else "the preset's size"
 
 
 def score_table(runs: list[Run]) -> str:
-    """Runs of the preset's size, or of all other sizes: a row per size and settings, a column per algorithm. The papers
-    have the preset's size."""
+    """Runs of one size: a row per number of updates and settings, a column per algorithm. The papers have the preset's
+    size."""
     preset_size = not runs[0].other_size
     columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for alike in split(runs, lambda run: (run.algo, networks(run), run.args["steps"])):
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for alike in split(runs, lambda run: (run.algo, run.args["steps"])):
         lines, varied = shared.same_settings(alike), {name for run in alike for name in run.settings}
         for seeds in lines:
             run, cell = seeds[0], text(score_text(seeds))
-            size: list[str] = ["", ""] if preset_size else [f"{run.args['steps']:,}", networks(run)]
-            row = (*size, flags_text(run.settings))
+            updates = "" if preset_size else f"{run.args['steps']:,}"
+            row = (updates, flags_text(run.settings))
             if run.algo in rows.get(row, {}):  # the same settings, measured in another way
-                row = (*size, flags_text({name: run.args.get(name) for name in (*run.settings, *shared.MEASURED)}))
+                row = (updates, flags_text({name: run.args.get(name) for name in (*run.settings, *shared.MEASURED)}))
             if varied and len(lines) > 1:
                 cell = f"**{cell}**" if mean(seeds) == max(map(mean, lines)) else cell
                 cell += "" if run.settings else f" at {text(flags_text({name: run.args.get(name) for name in varied}))}"
             rows.setdefault(row, {})[run.algo] = cell
-    found = [["updates", "size", "settings, at the preset's size" if preset_size else "settings", *columns.values()]]
+    found = [["updates", "settings", *columns.values()]]
     for row in sorted(rows, key=lambda row: [shared.natural(cell) for cell in row]):
-        *size, settings = map(text, row)
-        found.append([*size, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
+        updates, settings = map(text, row)
+        found.append([updates, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
     if preset_size:
-        found.append(["", "", "paper, official data", *(paper_text(find_paper(runs[0], x)) for x in columns)])
+        found.append(["", "paper, official data", *(paper_text(find_paper(runs[0], x)) for x in columns)])
     return table(found)
 
 
