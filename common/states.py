@@ -41,7 +41,7 @@ def load(directory: str | Path) -> dict[str, Any]:
     except Exception:  # whatever is not MessagePack raises
         checkpoint = None
     about = checkpoint.get("about") if isinstance(checkpoint, dict) and "state" in checkpoint else None
-    kinds = {"step": int, "logs": dict, "identity": str}
+    kinds = {"step": int, "evaluations": list, "logs": dict, "identity": str}
     if not isinstance(about, dict) or any(type(about.get(name)) is not kind for name, kind in kinds.items()):
         raise UserError(f"{path} was written by another version of this project.")
     return checkpoint

@@ -94,7 +94,7 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_is_the_same_to_the_bit
 
 def test_a_state_comes_back_to_the_bit_or_not_at_all(tmp_path):
     state = {"weights": jnp.arange(6.0).reshape(2, 3), "step": jnp.zeros(2, jnp.int32)}
-    states.save(tmp_path, state, {"step": 7, "logs": {}, "identity": ""})
+    states.save(tmp_path, state, {"step": 7, "evaluations": [], "logs": {}, "identity": ""})
     saved = states.load(tmp_path)["state"]
     jax.tree.map(np.testing.assert_array_equal, states.restore(jax.tree.map(jnp.ones_like, state), saved), state)
     for other in (state | {"step": jnp.zeros(2)}, state | {"weights": jnp.zeros((3, 3))}, {"a": jnp.zeros(3)}):

@@ -107,8 +107,7 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[s
             parts.append(f"![Learning curves]({quote(path)})")
         for alike in split(here, lambda run: (run.data, run.metric)):
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
-            for block in split(alike, size):
-                parts += [f"At {text(size(block[0]))}:", score_table(block)]
+            parts += [score_table(block) for block in split(alike, size)]
     parts += paper_tables(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
@@ -140,7 +139,7 @@ def score_table(runs: list[Run]) -> str:
                 cell = f"**{cell}**" if mean(seeds) == max(map(mean, lines)) else cell
                 cell += "" if run.settings else f" at {text(flags_text({name: run.args.get(name) for name in varied}))}"
             rows.setdefault(row, {})[run.algo] = cell
-    found = [["updates", "settings", *columns.values()]]
+    found = [["updates", f"settings, at {text(size(runs[0]))}", *columns.values()]]
     for row in sorted(rows, key=lambda row: [shared.natural(cell) for cell in row]):
         updates, settings = map(text, row)
         found.append([updates, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
