@@ -22,10 +22,9 @@ class ReplayBuffer(NamedTuple):
 
 def make_buffer(arrays: Mapping[str, Any]) -> ReplayBuffer:
     """Puts a dataset on the device: observations (R, S), actions (R, A) in [-1, 1], rewards and masks (R,), and either
-    next_observations (R, S) or terminals (R,), 1 on the last row of a trajectory.
+    next_observations (R, S) or terminals (R,), 1 on the last row of a trajectory. Raises ValueError if one is missing.
 
-    `rows` says where transitions start. Without it each row starts one, unless its next observation is needed and not
-    there. Raises ValueError if an array is missing.
+    Without `rows`, each row starts a transition whose next observation is there, or not needed.
     """
     following = "next_observations" if "next_observations" in arrays else "terminals"
     if missing := [x for x in ("observations", "actions", "rewards", "masks", following) if x not in arrays]:
