@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -127,13 +128,14 @@ def start(script: str, *argv, **options) -> subprocess.Popen:
     return subprocess.Popen(command, **options)
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 120) -> None:
-    """Until it is true. The process must live as long."""
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 120) -> Any:
+    """The first true value of condition(). The process must live as long."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+    return value
 
 
 def alive(pid: int) -> bool:
