@@ -30,8 +30,8 @@ OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC",
 INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
 its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
 A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
-Where an algorithm was run with several settings at one size, the best is bold.
-The papers' numbers are mean ± standard deviation over seeds, for the official data and the preset's size."""
+The best of several settings at one size is bold. The papers' numbers are mean ± standard deviation over seeds, for the
+official data and the preset's size."""
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; min-width: 5em }"""
@@ -100,7 +100,7 @@ def paper_tables(runs: list[Run]) -> list[str]:
 
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[str, str]) -> str:
     """The tables of each environment and dataset. pictures: path of the learning curves of an environment."""
-    parts = ["# Results", INTRODUCTION]
+    parts = ["# Results", INTRODUCTION.replace("\n", " ")]
     for here in split(runs, lambda run: run.place):
         parts.append(f"## {text(here[0].place)}")
         if path := pictures.get(here[0].place):
