@@ -133,7 +133,7 @@ def test_plot_says_what_is_wrong(argv, message):
 
 def test_a_tool_is_started_as_a_program():
     """In another folder than the project's."""
-    for tool in ("bench", "play", "plot", "report", "sweep"):
+    for tool in ("bench", "play", "plot", "report", "sweep", "train_ant"):
         command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--nonsense"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path("/"))
         assert done.returncode == 2, done.stderr

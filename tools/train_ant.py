@@ -1,6 +1,6 @@
-"""Trains the directional ant policy that antmaze data are collected with. Soft actor-critic
-(arXiv 1812.05905) by OGBench's recipe (arXiv 2410.20092, appendix): `online-ant-v0` without its position, plus a unit
-direction; the reward is the way gone in that direction, in metres.
+"""Trains the directional ant policy that antmaze data are collected with. Soft actor-critic (arXiv 1812.05905) by
+OGBench's recipe (arXiv 2410.20092, appendix): `online-ant-v0` without its position, plus a unit direction; the reward
+is the way gone in that direction, in metres.
 
     python tools/train_ant.py --out ant_expert.npz                     # OGBench's recipe, 400,000 updates
     python tools/train_ant.py --out ant_expert.npz --updates 200000 --num-envs 4 --learning-rate 3e-4 \\
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import shared  # noqa: F401  (finds common)
 import tyro
 from tqdm import tqdm
 
