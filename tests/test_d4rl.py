@@ -254,24 +254,19 @@ def test_first_steps_are_those_of_mujoco_before_3_5(task):
     np.testing.assert_allclose(observation[-6:], expected, atol=tolerance)
 
 
-@pytest.fixture
-def host(hopper_file):
-    with hosting(d4rl, "HOST", hopper_file[0].read_bytes()) as server:
-        yield server
-
-
-def test_d4rls_file_is_downloaded_once_and_nothing_else_is_kept(host, hopper_file, tmp_path, monkeypatch):
+def test_d4rls_file_is_downloaded_once_and_nothing_else_is_kept(hopper_file, tmp_path, monkeypatch):
     (path, arrays), folder = hopper_file, tmp_path / "new"
-    url = f"{d4rl.HOST}/gym_mujoco_v2/hopper_medium-v2.hdf5"
     monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
-    good, digest = host.content, sha256(path)
-    host.content = write_hdf5(path, {name: x for name, x in arrays.items() if name != "rewards"}).read_bytes()
-    message = refused("hopper-medium", data="download")
-    assert f"what {url} sent is not hopper_medium-v2.hdf5" in message and "no 'rewards'" in message
-    assert {file.suffix for file in folder.iterdir()} == {".lock"}
-    host.content, host.asked = good, []
-    for data in ("auto", "download"):
-        dataset = load_dataset("hopper-medium", data=data)
+    good, digest = path.read_bytes(), sha256(path)
+    bad = write_hdf5(path, {name: x for name, x in arrays.items() if name != "rewards"}).read_bytes()
+    with hosting(d4rl, "HOST", bad) as host:
+        url = f"{d4rl.HOST}/gym_mujoco_v2/hopper_medium-v2.hdf5"
+        message = refused("hopper-medium", data="download")
+        assert f"what {url} sent is not hopper_medium-v2.hdf5" in message and "no 'rewards'" in message
+        assert {file.suffix for file in folder.iterdir()} == {".lock"}
+        host.content, host.asked = good, []
+        for data in ("auto", "download"):
+            dataset = load_dataset("hopper-medium", data=data)
     assert host.asked == ["/files/gym_mujoco_v2/hopper_medium-v2.hdf5"]
     assert (dataset.source, dataset.sha256) == ("d4rl", digest)
     assert dataset.path == str(folder / "hopper_medium-v2.hdf5")

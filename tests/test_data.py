@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -87,10 +88,7 @@ def test_an_ogbench_file_agrees_with_ogbenchs_own_loader(data_dir):
 @pytest.fixture
 def data_file(data_dir, tmp_path):
     """A private copy of the data that a test may damage."""
-    path = tmp_path / "data" / f"{NAME}-v0.npz"
-    path.parent.mkdir()
-    path.write_bytes((data_dir / path.name).read_bytes())
-    return path
+    return shutil.copytree(data_dir, tmp_path / "data") / f"{NAME}-v0.npz"
 
 
 WRONG = {

@@ -10,7 +10,6 @@ import pytest
 from helpers import acting, compiled, small_agent
 from parity import (
     assert_close,
-    assert_moved,
     assert_trees_close,
     cases,
     check_actions,
@@ -127,7 +126,6 @@ def test_the_whole_agent_matches_the_authors(case):
 
 # -------------------------------------------------------------------------------------------------------- whole updates
 
-
 make = functools.partial(small_agent, idql, actor_target_rate=0.2, expectile=0.8, critic_batch_size=6)
 
 
@@ -149,8 +147,9 @@ def test_dropout_takes_a_tenth_before_the_layer_norm_in_training():
     kept = dropped != 0
     assert kept.mean() == pytest.approx(0.9, abs=0.015)
     np.testing.assert_allclose(dropped[kept], before[kept] / 0.9, rtol=1e-5)
-    np.testing.assert_allclose(normal.mean(axis=-1), 0, atol=1e-5)
-    np.testing.assert_allclose(normal.std(axis=-1), 1, atol=1e-2)
+    centered = dropped - dropped.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(dropped.var(axis=-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(normal, centered / deviation, rtol=1e-4, atol=2e-5)
     assert all(
         np.mean(np.asarray(seen[f"Dropout_{i}"]["__call__"][0]) == 0) == pytest.approx(0.1, abs=0.015) for i in range(3)
     )
@@ -223,12 +222,6 @@ def test_the_actor_takes_two_steps_of_adam_each_on_its_half_of_the_batch(count, 
         assert max(jax.tree.leaves(moved)) > 1e-3
 
 
-def test_the_target_critic_follows_the_critic_after_its_step():
-    agent, state, batch, _ = make()
-    after, _ = agent.update(state, batch)
-    assert_moved(after.target_critic, state.target_critic, after.params["critic"], 0.3)
-
-
 def test_the_rates_of_value_and_critic_stay():
     agent, state, batch, _ = make()
     for count in (0, 1000, 5000):
@@ -281,23 +274,3 @@ def test_networks_have_the_papers_shapes():
     narrow = compiled(idql.make_agent(idql.Args(hidden_dims=(8, 4)), 29, 8))
     actor = jax.eval_shape(narrow.init, jax.random.PRNGKey(0)).params["actor"]["params"]
     assert actor["Dense_0"]["kernel"].shape == (8 + 29 + 128, 8)
-
-
-def test_actor_is_what_a_slow_second_writing_gives():
-    actor = idql.Actor(8, 2)
-    rng = np.random.default_rng(0)
-    s, x = rng.standard_normal((2, 5, 2)).astype(np.float32)
-    tree = actor.init(jax.random.PRNGKey(0), s, x, 0)
-    tree = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape), tree)
-    p = jax.tree.map(lambda v: np.asarray(v, np.float64), tree)["params"]
-    mish = lambda v: v * np.tanh(np.log1p(np.exp(v)))  # noqa: E731
-    dense = lambda layer, v: v @ layer["kernel"] + layer["bias"]  # noqa: E731
-    angles = 2 * np.pi * 2 * p["frequencies"]
-    waves = np.concatenate([np.cos(angles), np.sin(angles)])
-    time = dense(p["MLP_0"]["Dense_1"], mish(dense(p["MLP_0"]["Dense_0"], waves)))
-    h = dense(p["Dense_0"], np.concatenate([x, s, np.tile(time, (5, 1))], axis=1))
-    for i in range(3):
-        normal = (h - h.mean(axis=1, keepdims=True)) / np.sqrt(h.var(axis=1, keepdims=True) + 1e-6)
-        normal = normal * p[f"LayerNorm_{i}"]["scale"] + p[f"LayerNorm_{i}"]["bias"]
-        h = h + dense(p[f"Dense_{2 * i + 2}"], mish(dense(p[f"Dense_{2 * i + 1}"], normal)))
-    np.testing.assert_allclose(actor.apply(tree, s, x, 2), dense(p["Dense_7"], mish(h)), rtol=1e-3, atol=1e-4)
