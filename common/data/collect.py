@@ -19,10 +19,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from common import UserError
-from common.args import one_line_errors
 from common.data import procedures
 from common.data.dataset import PHYSICS
 from common.data.files import alone, read_json
@@ -152,5 +150,9 @@ def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
+    import tyro  # not above, because each worker imports this module
+
+    from common.args import one_line_errors
+
     with one_line_errors("common.data.collect"):
         print(tyro.cli(collect, prog="python -m common.data.collect"))
