@@ -236,7 +236,12 @@ def finish(args: A, interval_given: bool) -> A:
     """Checked arguments. A --log-every that was not given on the command line is made to divide the other intervals.
     With --grid, reading one of its arguments outside of make_agent is an error."""
     if not interval_given:
-        args = dataclasses.replace(args, log_every=_log_interval(args))
+        import jax  # the script has imported it
+
+        # Short intervals keep progress lively on a CPU. JAX raises here if JAX_PLATFORMS names what is not there.
+        usual = 100 if jax.default_backend() == "cpu" else 5_000
+        every = math.gcd(args.log_every or usual, args.steps, args.eval_every, args.save_every)
+        args = dataclasses.replace(args, log_every=every)
     validate(args)
     if args.grid is None:
         return args
@@ -255,15 +260,6 @@ def finish(args: A, interval_given: bool) -> A:
 def _refuse(name: str, _: BaseArgs) -> None:
     where = "outside of make_agent, where a grid has no single value"
     raise UserError(f"--grid {name}: this script reads {name} {where}; tools/sweep.py trains a run per value.")
-
-
-def _log_interval(args: BaseArgs) -> int:
-    """An interval that divides steps, eval_every and save_every. Short ones keep progress lively on a CPU."""
-    import jax  # the script has imported it
-
-    platform = jax.default_backend()  # raises before data are loaded, if JAX_PLATFORMS names one that is not there
-    usual = args.log_every or (100 if platform == "cpu" else 5_000)
-    return math.gcd(usual, args.steps, args.eval_every, args.save_every)
 
 
 def keep_compiled_programs() -> None:

@@ -20,7 +20,7 @@ import platform
 import shlex
 import shutil
 import signal
-import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -36,7 +36,6 @@ from common import UserError, states
 from common.args import (
     MAY_CHANGE,
     BaseArgs,
-    Member,
     as_user_error,
     combination_name,
     combinations_of,
@@ -53,7 +52,7 @@ from common.system import ROOT, installed, lock, progress_bar, require, say, sha
 from common.workers import STOP_SIGNALS
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """The directory and the logs of one run, as a context manager.
 
     Raises UserError if the directory cannot be used: another process works on it, something in it is damaged, or it
@@ -63,6 +62,9 @@ class Run:
     def __init__(self, args: BaseArgs, dataset: Dataset):
         self.args, self.dataset, self.members = args, dataset, members(args)
         self.seeds = [member.seed for member in self.members]
+        # alpha=3, seed1: folders and prefixes for what there are several of.
+        several = [(combination_name(m.values), f"seed{m.seed}" if args.num_seeds > 1 else "") for m in self.members]
+        self.parts = [[part for part in parts if part] for parts in several]
         # What ties a checkpoint to its run.
         arguments = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
         self.identity = digest_of([script_of(type(args)).stem, arguments, dataset.name, dataset.sha256])
@@ -79,8 +81,8 @@ class Run:
             self.directory = Path(args.run_dir) if args.run_dir else new_directory(args, dataset)
             self.train_log, self.eval_log = self.directory / "train.csv", self.directory / "eval.csv"
             self._open(stack)
-            folders = [self.directory / self._name(member) for member in self.members]
-            self.events = Events(folders, None if self.new else self.step + 1)
+            self.events_from = self.step + 1
+            self.events_file = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
             self.tracker = self._start_tracking(stack) if args.track else None
             bar = progress_bar("train", args.steps, "update", initial=self.step, shown=args.progress)
             self.bar = stack.enter_context(bar)
@@ -136,11 +138,6 @@ class Run:
             write_atomically(path, content)
         self.evaluations = about.get("evaluations", [])
 
-    def _name(self, member: Member) -> str:
-        """alpha=3/seed1: a name for what there are several of."""
-        parts = [combination_name(member.values), f"seed{member.seed}" if self.args.num_seeds > 1 else ""]
-        return "/".join(filter(None, parts))
-
     def _start_tracking(self, stack: contextlib.ExitStack) -> Any:
         require("wandb", "--track", "track")
         import wandb  # an optional package
@@ -157,9 +154,6 @@ class Run:
         tracker.define_metric("*", step_metric="step")
         stack.callback(tracker.finish)
         return tracker
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, kind, error, traceback):
         with contextlib.suppress(OSError):  # a full disk has been reported already
@@ -247,12 +241,12 @@ class Run:
                 if not file.tell():
                     writer.writeheader()
                 writer.writerows(first | row for first, row in zip(about, rows))
-            self.events.write(self.step, rows)
+            for parts, row in zip(self.parts, rows):
+                append_events(self.directory.joinpath(*parts, self.events_file), self.step, row, self.events_from)
         except OSError as error:
             raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
         if self.tracker:
-            names = [f"{self._name(member)}/".lstrip("/") for member in self.members]
-            named = {name + metric: x for name, row in zip(names, rows) for metric, x in row.items()}
+            named = {"/".join([*parts, metric]): x for parts, row in zip(self.parts, rows) for metric, x in row.items()}
             self.tracker.log({"step": self.step} | named)
 
     def save(self, state: Any) -> None:
@@ -285,19 +279,19 @@ class Run:
             self.save(state)  # with the evaluation of this step
         self.bar.close()
         if number:
-            self._remove_if_empty()
-            kept = f"--run-dir {self.directory} goes on" if self.directory.exists() else "nothing is kept"
-            say(f"stopped at step {self.step:,}; {kept}\n{self.directory}")
+            self.new = False  # so that the directory stays, also where nothing was trained
+            say(f"stopped at step {self.step:,}; --run-dir {self.directory} goes on\n{self.directory}")
             sys.exit(128 + number)
         result = make_result(self.args, self.dataset, self.evaluations)
+        say_scores(result)
         if path.exists():
-            say("\n".join([*score_lines(result), "this run has ended; larger --steps would go on"]))
+            say("this run has ended; larger --steps would go on")
         else:
             speed = self.updates / self.seconds if self.seconds else 0.0
             write_json(path, result | {"updates_per_second": speed, "wall_seconds": self.wall_seconds})
             data = self.dataset.actions if self.dataset.source == "builtin" else None
             drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data)
-            say("\n".join([*score_lines(result), f"see     {', '.join(['result.json', *drawn])}"]))
+            say(f"see     {', '.join(['result.json', *drawn])}")
         say(str(self.directory))
         return self.directory
 
@@ -342,44 +336,28 @@ def end_of(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-class Events:
-    """TensorBoard's files, one per folder. A SummaryWriter has a thread, a queue and an open file for each, and hangs
-    when a disk is full for a moment; here a file is open while an event is written.
+def append_events(file: Path, step: int, row: dict[str, float], forget_from: int) -> None:
+    """Appends the values of one step to a file of TensorBoard's. Raises OSError if that fails.
 
-    forget_from: step from which on TensorBoard forgets what an interrupted process wrote, or None.
+    A SummaryWriter would have a thread, a queue and an open file for each member, and hang when a disk is full for a
+    moment. forget_from: step from which TensorBoard forgets what an interrupted process wrote into an older file.
     """
+    from tensorboardX.proto import event_pb2, summary_pb2  # half a second, which importing a script does not need
+    from tensorboardX.record_writer import masked_crc32c
 
-    def __init__(self, folders: list[Path], forget_from: int | None):
-        from tensorboardX import record_writer  # half a second, which importing a script does not need
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        record_writer.register_writer_factory("append", self)
-        self.record_writer, self.event, self.summary = record_writer.RecordWriter, event_pb2, summary_pb2
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self.files = [folder / name for folder in folders]
-        self.begun, self.forget_from = False, forget_from
-
-    def open(self, path: str):
-        """How tensorboardX opens a file that is named append:PATH."""
-        return open(path.removeprefix("append:"), "ab")
-
-    def _append(self, file: Path, **event) -> None:
-        writer = self.record_writer(f"append:{file}")
-        writer.write(self.event.Event(wall_time=time.time(), **event).SerializeToString())
-        writer.close()
-
-    def write(self, step: int, rows: list[dict[str, float]]) -> None:
-        """Appends the values of one step, a row for each folder. Raises OSError if that fails."""
-        for file, row in zip(self.files, rows):
-            if not self.begun:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self._append(file, file_version="brain.Event:2")
-            if not self.begun and self.forget_from is not None:
-                start = self.event.SessionLog(status=self.event.SessionLog.START)
-                self._append(file, step=self.forget_from, session_log=start)
-            values = [self.summary.Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
-            self._append(file, step=step, summary=self.summary.Summary(value=values))
-        self.begun = True
+    events = []
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        events = [{"file_version": "brain.Event:2"}, {"step": forget_from, "session_log": start}]
+    values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+    events.append({"step": step, "summary": summary_pb2.Summary(value=values)})
+    with open(file, "ab") as out:
+        for event in events:
+            content = event_pb2.Event(wall_time=time.time(), **event).SerializeToString()
+            length = struct.pack("<Q", len(content))
+            checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+            out.write(length + checksums[0] + content + checksums[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
@@ -388,31 +366,22 @@ class Events:
 class StopSignals:
     """Ctrl-C, SIGTERM and SIGHUP. The first asks the run to end well. A second one, a second or more later, ends the
     process at once. So does the first if nobody asks for it within `patience` seconds, because something hangs, and
-    shows where. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
-
-    A thread listens, because Python's own handlers wait until a compiled program returns.
-    """
+    shows where. A signal that is ignored, as SIGHUP is under nohup, stays ignored."""
 
     def __init__(self):
-        self.number, self.patience, self.handlers = 0, 10.0, {}
-        if threading.current_thread() is threading.main_thread():
-            self.inbox, self.outbox = socket.socketpair()
-            self.outbox.setblocking(False)
-            self.before = signal.set_wakeup_fd(self.outbox.fileno(), warn_on_full_buffer=False)
+        self.number, self.since, self.patience, self.before = 0, 0.0, 10.0, {}
+        if threading.current_thread() is threading.main_thread():  # another one may not set handlers
             caught = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self.handlers = {number: signal.signal(number, lambda *_: None) for number in caught}
-            threading.Thread(target=self._listen, daemon=True).start()
+            self.before = {number: signal.signal(number, self._receive) for number in caught}
 
-    def _listen(self) -> None:
-        since = 0.0
-        while number := self.inbox.recv(1)[0]:  # 0 from `close`
-            if number in self.handlers and not self.number:
-                faulthandler.dump_traceback_later(self.patience, exit=True, file=2)
-                self.number, since = number, time.monotonic()
-                with contextlib.suppress(OSError):  # the terminal may be gone
-                    os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once\n")
-            elif number in self.handlers and time.monotonic() - since >= 1:
-                os._exit(128 + number)
+    def _receive(self, number: int, _) -> None:
+        if not self.number:
+            faulthandler.dump_traceback_later(self.patience, exit=True, file=2)
+            self.number, self.since = number, time.monotonic()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once\n")
+        elif time.monotonic() - self.since >= 1:  # `timeout` and batch systems send one twice
+            os._exit(128 + number)
 
     def asked(self) -> bool:
         """Whether an end was asked for, which is answered herewith."""
@@ -422,11 +391,8 @@ class StopSignals:
 
     def close(self) -> None:
         """Gives the signals back the meaning that they had."""
-        if self.handlers:
-            signal.set_wakeup_fd(self.before)
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
-            self.outbox.send(b"\0")
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 # -------------------------------------------------------------------------------------------------------------- result
@@ -479,14 +445,12 @@ def scores(eval_every: int, three: bool, evaluations: list[dict]) -> dict[str, A
     }
 
 
-def score_lines(result: dict[str, Any]) -> list[str]:
-    """The score of each combination, seed by seed, and its last evaluation."""
-    lines = []
+def say_scores(result: dict[str, Any]) -> None:
+    """Prints the score of each combination, seed by seed, and its last evaluation."""
     for part in result.get("grid", [result]):
         name, last = combination_name(part.get("values", {})), " ".join(map(_short, part["last_per_seed"]))
         each = " ".join(map(_short, part["score_per_seed"]))
-        lines.append(f"score   {name} {each} ({part['score_is']}); last evaluation {last}".replace("    ", "   "))
-    return lines
+        say(f"score   {name} {each} ({part['score_is']}); last evaluation {last}".replace("    ", "   "))
 
 
 def circumstances(dataset: Dataset) -> dict[str, Any]:

@@ -111,11 +111,11 @@ def test_a_run_by_hand(tmp_path):
     events = events_of(directory / "seed1")
     values = [{value.tag: value.simple_value for value in event.summary.value} for event in events]
     assert [(event.step, x.get("losses/critic"), x.get("eval/return")) for event, x in zip(events, values)] == [
-        (0, None, None), (0, None, 10.0), (10, 2.0, None), (20, 0.0, None),
+        (0, None, None), (1, None, None), (0, None, 10.0), (10, 2.0, None), (20, 0.0, None),
         (0, None, None), (11, None, None), (20, 4.0, None), (20, None, 10.0),
     ]  # fmt: skip
     assert events[0].file_version == "brain.Event:2"
-    assert events[5].session_log.status == event_pb2.SessionLog.START
+    assert events[6].session_log.status == event_pb2.SessionLog.START
 
 
 def test_the_score_on_ogbench_is_the_mean_of_the_last_three_evaluations():
