@@ -150,7 +150,7 @@ def test_each_combination_of_a_grid_is_a_row(tmp_path):
     assert rows(written(tmp_path))[:2] == [
         "| preset | **50 · 50 (mean 50)** at alpha 10 |", "| alpha 3 | 10 · 20 (mean 15) |",
     ]  # fmt: skip
-    assert f"driftql.py --env {ANT} --seed 1 --alpha 3," in written(tmp_path, "csv")
+    assert f"driftql.py --env {ANT} --task 1 --seed 1 --alpha 3," in written(tmp_path, "csv")
 
 
 def test_an_evaluation_off_the_grid_does_not_count(tmp_path):
@@ -176,7 +176,27 @@ def test_an_interval_is_given_from_five_seeds_on(tmp_path):
     assert four == "10 · 20 · 30 · 40 (mean 25)"
     low, high = map(float, re.fullmatch(r"10 · 20 · 30 · 40 · 50 \(mean 30, (\S+) to (\S+)\)", five).groups())
     assert 16 < low < 20 and 40 < high < 44  # 1.96 sd / sqrt(5) is 12.4
-    assert equal == "100 · 100 · 100 · 100 · 100 (mean 100, 100 to 100) |"
+    assert equal == "100 · 100 · 100 · 100 · 100 (mean 100) |"
+
+
+def test_a_mean_over_tasks_is_of_a_benchmarks_tasks_at_one_size_with_three_seeds_each(tmp_path):
+    """Seeds are drawn again within each task: tasks that differ, with seeds that do not, have no interval."""
+    for task in (1, 2):
+        for algo, scores in (("driftql", (0.1, 0.5, 0.6, 0.9)), ("fql", (0.4 * task,) * 3), ("drol", (0.1, 0.2))):
+            seeds = range(len(scores))
+            make_run(tmp_path / "runs", algo, task=task, seeds=seeds, finals=scores, eval_episodes=50 * task)
+        make_run(tmp_path / "runs", "idql", task=task, seeds=range(3), finals=(0.1, 0.2, 0.3), hidden_dims=[8 * task])
+        make_run(tmp_path / "runs", env="pointmaze-medium-navigate", task=task, seeds=range(3), finals=(0.1, 0.2, 0.3))
+        other = OFFICIAL | {"sha256": f"{task}" * 64}  # the third task has two datasets
+        make_run(tmp_path / "runs", task=3, seeds=range(3 * task, 3 * task + 3), finals=(0.1, 0.2, 0.3), data=other)
+    make_run(tmp_path / "runs", env="antmaze-giant-navigate", seeds=range(3), finals=(0.1, 0.2, 0.3), data=COLLECTED)
+    table = written(tmp_path).partition("## Over ")[2].partition("\n\n## ")[0]
+    what, (drift, fql) = table.splitlines()[2], rows(table)
+    assert table.startswith("2 tasks\n")
+    assert what == f"{ANT} task 1, {ANT} task 2; success in percent, data: official, at the preset's size."
+    assert fql == "| FQL | preset | 60 |  |"
+    low, high = map(float, re.fullmatch(r"\| DriftQL \| preset \| 55 \| (\S+) to (\S+) \|", drift).groups())
+    assert 25 < low < 40 and 70 < high < 85  # of 1, 5, 6, 9 twice
 
 
 def test_d4rl_has_normalized_returns_and_papers_only_beside_d4rls_files(tmp_path):
@@ -195,7 +215,7 @@ def test_a_row_per_seed_says_how_it_was_made(tmp_path):
     run = make_run(tmp_path / "runs", finals=(1 / 3, 0.5), **changes)
     first, second = csv.DictReader(written(tmp_path, "csv").splitlines())
     assert (float(first.pop("score")), float(second["score"])) == (pytest.approx(100 / 3, abs=1e-9), 50)
-    flags = "--seed 2 --steps 500,000 --hidden-dims 8 8 --q-agg min"
+    flags = "--task 1 --seed 2 --steps 500000 --hidden-dims 8 8 --q-agg min"
     assert first == {
         "env": ANT, "task": "1", "algo": "driftql", "data": "collected here, not official, sha256 cccccc",
         "metric": "success", "seed": "2", "updates": "500000", "command": f"driftql.py --env {ANT} {flags}",
@@ -204,6 +224,7 @@ def test_a_row_per_seed_says_how_it_was_made(tmp_path):
         "paper_mean": "95", "paper_std": "2", "paper_source": "arXiv 2606.00350 Table 3",
     }  # fmt: skip
     page = html.unescape(written(tmp_path, "html"))
+    assert "<summary>All finished runs</summary>" in page
     assert all(f"<td>{cell}</td>" in page for cell in ("33.3333", "1 x H100", run.name))
 
 
@@ -246,7 +267,7 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path, capsys):
     assert reasons.pop(running.name) == "running, at step 30,000 of 1,000,000"
     assert reasons.pop(stopped.name) == "not finished, at step 30,000 of 1,000,000"
     assert all(reason.startswith("cannot be read (") for reason in reasons.values())
-    listed = text.partition("## Left out")[2]
+    listed = text.partition("<summary>Left out")[2].partition("</details>")[0]
     assert listed.count("\n- ") == 14 and kept.name not in listed
 
 
@@ -275,9 +296,9 @@ def test_a_report_of_many_environments_stays_small(tmp_path, monkeypatch):
     """Pictures are files beside it, also those of names that are alike."""
     for i in range(60):
         make_run(tmp_path / "runs", "fql", env=f"Own/{i}-v0", task=None, metric="return")
-    monkeypatch.setattr(plot, "draw_curves", lambda runs, folder: folder / f"{plot.picture_name(runs[0])}.png")
+    monkeypatch.setattr(plot, "save_figure", lambda figure, *_: plot.pyplot().close(figure))
     page = written(tmp_path, "html", pictures=True)
-    links = re.findall(r'<img alt="Learning curves" src="(report_files/[^"]+)"', page)
+    links = re.findall(r'<img alt="Scores" src="(report_files/[^"]+)"', page)
     assert len(set(links)) == len(links) == 60
     assert len(page) < 60 * 2_000 and "data:image" not in page
     assert "<img" not in written(tmp_path, "html")
@@ -311,6 +332,7 @@ def test_nothing_that_a_run_holds_is_pasted_raw(tmp_path, words):
     make_run(tmp_path / "runs", task=None, env=words.replace("/", "").replace("\ud800", ""))
     page = written(tmp_path, "html", True)
     plain = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "table", "thead", "tbody", "tr"}
+    plain |= {"details", "summary"}
     assert set(re.findall(r"<(\w+)", page)) <= plain | {"th", "td", "img", "strong"}
     found = re.findall("<tr>(.*?)</tr>", page, re.DOTALL)
     (row,) = [row for row in found if f"<td>{run.name}</td>" in html.unescape(row)]
@@ -354,7 +376,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_line(tmp_path, monkeypatch, capsys)
         raise RuntimeError("no\nfont")
 
     make_run(tmp_path / "runs")
-    monkeypatch.setattr(plot, "draw_curves", fail)
+    monkeypatch.setattr(plot, "draw_scores", fail)
     text = written(tmp_path, pictures=True)
     assert "| preset | 50 |" in text and "![" not in text
     assert capsys.readouterr().err == f"no picture of {ANT} task 1: no font\n"
@@ -365,7 +387,7 @@ def drawn(monkeypatch, draw, *args) -> list:
     figures = []
     monkeypatch.setattr(plot, "save_figure", lambda figure, *_, **__: figures.append(figure))
     draw(*args)
-    return figures[0].axes
+    return figures[-1].axes
 
 
 def test_curves_have_a_thin_line_per_seed_and_a_thick_mean(tmp_path, monkeypatch):
@@ -374,8 +396,8 @@ def test_curves_have_a_thin_line_per_seed_and_a_thick_mean(tmp_path, monkeypatch
     make_run(tmp_path, "fql")
     make_run(tmp_path, "fql", hidden_dims=[8])
     make_run(tmp_path, "fql", data=COLLECTED)
-    axes, *others = drawn(monkeypatch, plot.draw_curves, read_runs([tmp_path])[0][1:], tmp_path)
-    assert len(others) == 1 and "other sizes" in others[0].get_title()
+    axes, *others = drawn(monkeypatch, plot.draw_scores, read_runs([tmp_path])[0][1:], tmp_path)
+    assert len(others) == 1 and "hidden-dims 8" in others[0].get_title()
     thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 1}
     assert len(axes.lines) == len(thick) + 4  # one seed is its own mean
     assert set(thick) == {"DriftQL, alpha 10, 2 seeds", "DriftQL, alpha 3, 2 seeds", "FQL, 1 seed"}
@@ -393,24 +415,19 @@ def test_corruption_is_drawn_over_the_share_of_random_actions(tmp_path, monkeypa
         make_run(tmp_path, data=data, finals=(0.1,), alpha=3.0)
         fewer = data | {"sha256": f"f{i}", "collection": data["collection"] | {"episodes": 200}}
         make_run(tmp_path, "fql", data=fewer, finals=(0.2,))
-    (axes,) = drawn(monkeypatch, plot.draw_corruption, read_runs([tmp_path])[0], tmp_path / "x.png")
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "20", "40"]
+    (axes,) = drawn(monkeypatch, plot.draw_scores, read_runs([tmp_path])[0], tmp_path)
+    assert axes.get_xlabel() == "random actions in the data, %"
     means = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 1.7}
     (mean,) = [line for line in means.values() if line.get_ydata() == pytest.approx([85, 65, 45])]
     assert mean.get_xdata().tolist() == pytest.approx([0, 20, 40], abs=1)
     assert any("200 episodes" in " ".join(label.split()) for label in means)
     dots = np.concatenate([line.get_ydata() for line in axes.lines if line.get_marker() == "o"])
     assert {80, 90} <= set(np.round(dots))
-    with pytest.raises(UserError, match="no run is on data with random actions"):
-        plot.draw_corruption([run for run in read_runs([tmp_path])[0] if not run.random_share], tmp_path / "x.png")
 
 
-def test_each_environment_has_its_own_picture(tmp_path, monkeypatch):
+def test_each_environment_has_its_own_picture(tmp_path):
     make_run(tmp_path / "runs")
     make_run(tmp_path / "runs", task=2)
-    plot.main(["curves", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
-    pictures = sorted(path.name for path in (tmp_path / "out").glob("*"))
-    assert pictures == [f"{ANT}-task-1.png", f"{ANT}-task-2.png"]
-    monkeypatch.setattr(plot, "save_figure", lambda *_: None)
-    links = re.findall(r"!\[Learning curves\]\((.*)\)", written(tmp_path, pictures=True))
-    assert links == [f"report_files/{name}" for name in pictures]
+    links = re.findall(r"!\[Scores\]\((.*)\)", written(tmp_path, pictures=True))
+    assert links == [f"report_files/{ANT}-task-1.png", f"report_files/{ANT}-task-2.png"]
+    assert all((tmp_path / link).stat().st_size for link in links)

@@ -245,11 +245,6 @@ def test_a_script_of_your_own_is_another_job_than_ours_of_the_same_name(runs):
     assert theirs.command[1] == str(own)
 
 
-def test_every_sweep_file_of_the_repository_can_be_read():
-    for path in (ROOT / "tools" / "sweeps").glob("*.yaml"):
-        assert sweep.make_jobs(sweep.read_blocks(path), Path("runs")), path
-
-
 def test_bad_arguments_and_files_are_one_clear_line(runs):
     job = "--scripts fql --envs bandit"
     for argv, expected in (

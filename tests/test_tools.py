@@ -1,5 +1,7 @@
-"""tools/bench.py, and the pictures of tools/plot.py that need a policy."""
+"""tools/bench.py, the picture of tools/plot.py that needs policies, and what tools/sweeps/ asks of the scripts."""
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 import bench
 import plot
 import shared
+import sweep
 
 import driftql
 from common import UserError
-from common.args import one_line_errors
+from common.args import one_line_errors, parse, preset_of
 from common.data import load_dataset
 
 
@@ -28,6 +31,17 @@ def test_every_script_has_a_title_without_being_registered(tmp_path, monkeypatch
     (tmp_path / "conftest.py").write_text("def other(): ...")
     monkeypatch.setattr(shared, "ROOT", tmp_path)
     assert shared.titles.__wrapped__() == {"own": "My own method"}
+
+
+def test_every_sweep_file_of_the_repository_is_jobs_that_the_scripts_accept():
+    """As many runs as its head says, each with arguments of its script and a preset for its environment."""
+    for path in (ROOT / "tools" / "sweeps").glob("*.yaml"):
+        jobs = sweep.make_jobs(sweep.read_blocks(path), Path("runs"))
+        assert len(jobs) == sum(map(int, re.findall(r"(\d+) runs", path.read_text()))), path
+        for job in jobs:
+            script = importlib.import_module(Path(job.command[1]).stem)
+            args = parse(script.Args, script.PRESETS, job.command[2:])
+            assert preset_of(script.PRESETS, script.Args, args.env), job.title
 
 
 # --------------------------------------------------------------------------------------------------------------- bench
@@ -97,26 +111,28 @@ def test_bench_says_what_is_wrong(monkeypatch, capsys):
 # ----------------------------------------------------------------------------------------------------- plots
 
 
-def test_policies_on_a_bandit_early_and_late(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plot, "CHUNKS", 4)
-    monkeypatch.setattr(driftql, "args_for", lambda env: tiny_args(driftql, env, steps=8, log_every=2, eval_every=8))
+def test_policies_on_a_bandit_early_and_late(tmp_path, monkeypatch):
+    for steps in (8, 4):
+        driftql.main(
+            tiny_args(driftql, steps=steps, log_every=2, eval_every=4, save_every=4, run_dir=str(tmp_path / str(steps)))
+        )
     figures = []
     monkeypatch.setattr(plot, "save_figure", lambda figure, *_: figures.append(figure))
-    plot.main(["bandit", "--scripts", "driftql", "--out", str(tmp_path / "bandit.png")])
+    plot.main([str(tmp_path), "--out", str(tmp_path / "bandit.png")])
     data, early, late = figures[0].axes
-    assert (data.get_title(), early.get_title()) == ("data", "DriftQL")
+    assert data.get_title() == "data" and early.get_title().startswith("DriftQL")
     assert (early.get_xlabel(), late.get_xlabel()) == ("4 updates", "8 updates")
     shown, actions = data.collections[0].get_offsets(), late.collections[1].get_offsets()
     np.testing.assert_array_equal(shown, load_dataset("bandit").actions[:2_000])
-    assert actions.shape == (plot.NUM_ACTIONS, 2) and np.abs(actions).max() <= 1
+    assert actions.shape == (1_000, 2) and np.abs(actions).max() <= 1
 
 
-def test_plot_says_what_is_wrong():
+def test_plot_says_what_is_wrong(tmp_path):
     for words, message in (
-        ("bandit --scripts driftl", "invalid choice: 'driftl'"),
-        ("bandit --out x.foo", r"x\.foo: the name must end in"),
-        ("curves nowhere", "there is no run directory in nowhere"),
-        ("", "required: picture"),
+        ("runs --out x.foo", r"x\.foo: the name must end in"),
+        (f"{ROOT}/results --out {tmp_path}/x.png", "the runs must be on one bandit"),
+        ("nowhere", "there is no run directory in nowhere"),
+        ("", "required: runs"),
     ):
         with pytest.raises(UserError, match=message) as error:
             plot.main(words.split())

@@ -1,11 +1,14 @@
 """Tables of finished runs: the algorithms and what was varied, beside the papers' numbers, and how each run was made.
 
-    python tools/report.py runs -o report.html     # with a row per run; learning curves are in report_files/
+    python tools/report.py runs -o report.html     # with a row per run; pictures are in report_files/
     python tools/report.py runs -o report.md --no-pictures
     python tools/report.py runs/sweep other/run -o table.csv    # a row per seed, numbers without rounding
 
 Scores are the benchmarks': success in percent, the mean of the last three evaluations, on OGBench; the normalized
 return of the last evaluation on D4RL. The papers' numbers are in tools/paper_results.csv, with the source of each.
+
+A mean over tasks is taken over tasks that the papers report, so not over bandits, small mazes or your own environments.
+It needs three seeds in each of at least two tasks, at one size, and all on official data, or all on collected ones.
 """
 
 import csv
@@ -13,15 +16,16 @@ import functools
 import io
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import plot
-import scipy.stats
 import shared
-from shared import Run, flags_text, line, split, table, titles, value_text
+from scipy.stats import trim_mean
+from shared import PRESET_SIZE, Run, flags_text, line, split, table, titles, value_text
 
 from common.args import one_line_errors
 from common.system import require, say, write_atomically
@@ -32,6 +36,7 @@ its 95% bootstrap interval. On OGBench a score is the mean of the last three eva
 A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
 The best of several settings at one size is bold. The papers' numbers are mean ± standard deviation over seeds, for the
 official data and the preset's size."""
+IQM = functools.partial(trim_mean, proportiontocut=0.25)  # the half in the middle (Agarwal et al., arXiv 2108.13264)
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; min-width: 5em }"""
@@ -54,18 +59,26 @@ def score_text(runs: list[Run]) -> str:
     if len(scores) > 1:
         notes.append(f"mean {number(mean(runs))}")
     if len(scores) >= 5:
-        options = {"method": "percentile", "random_state": np.random.default_rng(0)}
-        low, high = scipy.stats.bootstrap((scores,), np.mean, **options).confidence_interval
-        notes.append(f"{number(low)} to {number(high)}")
+        notes.append(interval([scores], np.mean))
     if runs[0].task and runs[0].counted < 3:
         notes.append(f"of {runs[0].counted} evaluation{'s' * (runs[0].counted > 1)}")
     if "" not in (modes := [run.about["rarest_best_mode"] for run in runs]):
         notes.append(f"rarest best mode {' · '.join(map(number, modes))}")
-    return " · ".join(map(number, scores)) + (f" ({', '.join(notes)})" if notes else "")
+    return " · ".join(map(number, scores)) + (f" ({', '.join(filter(None, notes))})" if notes else "")
 
 
 def mean(runs: list[Run]) -> float:
     return float(np.mean([run.score for run in runs]))
+
+
+def interval(tasks: list[list[float]], statistic: Callable[..., np.ndarray]) -> str:
+    """`60 to 80`: 95% of a statistic's values when the seeds are drawn again, with replacement, within each task. Empty
+    if all seeds of a task are equal."""
+    if all(len(set(scores)) == 1 for scores in tasks):
+        return ""
+    rng = np.random.default_rng(0)
+    drawn = [np.array(scores)[rng.integers(len(scores), size=(9_999, len(scores)))] for scores in tasks]
+    return " to ".join(map(number, np.percentile(statistic(np.hstack(drawn), axis=1), (2.5, 97.5))))
 
 
 @functools.cache
@@ -85,6 +98,32 @@ def paper_text(row: dict[str, str]) -> str:
     return (f"{float(row['mean']):g}" if row else "") + (f" ± {float(row['std']):g}" if row.get("std") else "")
 
 
+def task_tables(runs: list[Run]) -> list[str]:
+    """Interquartile means over the same tasks, of all algorithms and settings that have them, as --help says."""
+
+    def settings(run: Run) -> str:
+        updates = {} if run.size == PRESET_SIZE else {"steps": run.args["steps"]}  # the preset's differ between tasks
+        return flags_text(run.settings | updates)
+
+    parts: list[str] = []
+    known = [run for run in runs if any(find_paper(run, algo) for algo in titles() | OTHER_METHODS)]
+    for alike in split(known, lambda run: (run.metric, run.source, run.size)):
+        found: dict[tuple[str, ...], list[list[str]]] = {}  # tasks -> a row per algorithm and settings
+        for same in split(alike, lambda run: (run.algo, settings(run))):
+            tasks = [x for x in split(same, lambda run: run.place) if len({run.data for run in x}) == 1]
+            tasks = [x for x in tasks if len({run.seed for run in x}) == len(x) >= 3]
+            if len(tasks) > 1:
+                scores = [[run.score for run in seeds] for seeds in tasks]
+                names = [text(same[0].title), text(settings(same[0])) or "preset"]
+                row = [*names, number(float(IQM(np.hstack(scores)))), interval(scores, IQM)]
+                found.setdefault(tuple(seeds[0].place for seeds in tasks), []).append(row)
+        for places, rows in found.items():
+            what = f"{shared.METRICS[alike[0].metric]}, data: {shared.SOURCES.get(alike[0].source)}, at {alike[0].size}"
+            head = ["algorithm", "settings", "interquartile mean", "95% bootstrap interval"]
+            parts += [f"## Over {len(places)} tasks", f"{text(', '.join(places))}; {text(what)}.", table([head, *rows])]
+    return parts
+
+
 def paper_tables(runs: list[Run]) -> list[str]:
     """All published numbers for the tasks that were run."""
     names, sources = titles() | OTHER_METHODS, dict[str, None]()
@@ -98,33 +137,31 @@ def paper_tables(runs: list[Run]) -> list[str]:
     return [heading, table(list(rows.values())), f"Sources: {'; '.join(sources)}."] if sources else []
 
 
-def markdown(runs: list[Run], left_out: list[tuple[Path, str]], pictures: dict[str, str]) -> str:
-    """The tables of each environment and dataset. pictures: path of the learning curves of an environment."""
+def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | None) -> str:
+    """The tables of each environment and dataset. folder: of the pictures, None for none."""
     parts = ["# Results", INTRODUCTION.replace("\n", " ")]
     for here in split(runs, lambda run: run.place):
         parts.append(f"## {text(here[0].place)}")
-        if path := pictures.get(here[0].place):
-            parts.append(f"![Learning curves]({quote(path)})")
         for alike in split(here, lambda run: (run.data, run.metric)):
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
-            parts += [score_table(block) for block in split(alike, size)]
-    parts += paper_tables(runs)
+            parts += [score_table(block) for block in split(alike, lambda run: run.size)]
+        parts += pictures(here, folder) if folder else []
+    parts += task_tables(runs) + paper_tables(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
-        parts += ["## Left out: unfinished, repeated or damaged", "\n".join(reasons)]
+        parts.append(folded("Left out: unfinished, repeated or damaged", "\n".join(reasons)))
     return "\n\n".join(parts) + "\n"
 
 
-def size(run: Run) -> str:
-    """The preset's size, or the arguments that decide it but for the number of updates: `hidden-dims 512 512`."""
-    of_size = {name: x for name, x in run.args.items() if shared.SIZE.search(name) and name != "steps"}
-    return flags_text(of_size) if run.other_size else "the preset's size"
+def folded(title: str, content: str) -> str:
+    """A part that is shown when its title is clicked. GitHub reads it so, and the library by its `md_in_html`."""
+    return f'<details markdown="1"><summary>{title}</summary>\n\n{content}\n\n</details>'
 
 
 def score_table(runs: list[Run]) -> str:
     """Runs of one size: a row per number of updates and settings, a column per algorithm. The papers have the preset's
     size."""
-    preset_size = not runs[0].other_size
+    preset_size = runs[0].size == PRESET_SIZE
     columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for alike in split(runs, lambda run: (run.algo, run.args["steps"])):
@@ -139,7 +176,7 @@ def score_table(runs: list[Run]) -> str:
                 cell = f"**{cell}**" if mean(seeds) == max(map(mean, lines)) else cell
                 cell += "" if run.settings else f" at {text(flags_text({name: run.args.get(name) for name in varied}))}"
             rows.setdefault(row, {})[run.algo] = cell
-    found = [["updates", f"settings, at {text(size(runs[0]))}", *columns.values()]]
+    found = [["updates", f"settings, at {text(runs[0].size)}", *columns.values()]]
     for row in sorted(rows, key=lambda row: [shared.natural(cell) for cell in row]):
         updates, settings = map(text, row)
         found.append([updates, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
@@ -149,11 +186,11 @@ def score_table(runs: list[Run]) -> str:
 
 
 def command(run: Run) -> str:
-    """The script's flags that differ from the preset."""
-    flags = [f"{run.algo}.py --env {run.env} --seed {run.seed}"]
+    """The script's flags that differ from the preset, but for those of the data."""
+    flags = [f"{run.algo}.py --env {run.env}", *([f"--task {run.task}"] if run.task else []), f"--seed {run.seed}"]
     for name, value in run.changed.items():
-        flag = name.replace("_", "-")
-        flags.append(f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {value_text(value)}")
+        flag, words = name.replace("_", "-"), value_text(value).replace(",", "")
+        flags.append(f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {words}")
     return " ".join(flags)
 
 
@@ -179,16 +216,14 @@ def spreadsheet(rows: list[list[Any]]) -> str:
     return content.getvalue()
 
 
-def draw(runs: list[Run], folder: Path) -> dict[str, str]:
-    """Draws the learning curves of each environment. Returns environment -> path relative to the report, without what
-    could not be drawn, which is a line on standard error."""
-    found = {}
-    for here in split(runs, lambda run: run.place):
-        try:
-            found[here[0].place] = f"{folder.name}/{plot.draw_curves(here, folder).name}"
-        except Exception as error:  # whatever it is, the tables are written
-            print(line(f"no picture of {here[0].place}: {error}"), file=sys.stderr)
-    return found
+def pictures(here: list[Run], folder: Path) -> list[str]:
+    """Links to the pictures of an environment, drawn into the folder. What cannot be drawn is a line on standard
+    error."""
+    try:
+        return [f"![Scores]({quote(f'{folder.name}/{path.name}')})" for path in plot.draw_scores(here, folder)]
+    except Exception as error:  # whatever it is, the tables are written
+        print(line(f"no picture of {here[0].place}: {error}"), file=sys.stderr)
+        return []
 
 
 def page(content: str) -> str:
@@ -196,27 +231,27 @@ def page(content: str) -> str:
     require("markdown", "an HTML report", "report")
     import markdown  # an optional package
 
-    head = f'<meta charset="utf-8"><title>Results</title><style>{STYLE}</style>'
-    body = markdown.markdown(content, extensions=["tables"])
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Results</title>'
+    body = markdown.markdown(content, extensions=["tables", "md_in_html"])
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
 
 
 def main(argv: list[str]) -> None:
     parser = shared.Parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run directories, or folders with some at any depth")
     parser.add_argument("-o", "--out", type=Path, required=True, help="NAME.html, NAME.md or NAME.csv")
-    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="tables without learning curves")
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="tables alone")
     args = parser.parse_args(argv)
     shared.check_output(args.out, ("html", "md", "csv"))
     runs, left_out = shared.read_runs(args.runs)
     if args.out.suffix == ".csv":
         content = spreadsheet(rows_of_seeds(runs))
     else:
-        pictures = draw(runs, args.out.with_name(f"{args.out.stem}_files")) if args.pictures else {}
-        content = markdown(runs, left_out, pictures)
+        folder = args.out.with_name(f"{args.out.stem}_files") if args.pictures else None
+        content = markdown(runs, left_out, folder)
     if args.out.suffix == ".html":
         rows = [[text(value_text(cell)) for cell in row] for row in rows_of_seeds(runs)] or [["none"]]
-        content = page(f"{content}\n## All finished runs\n\n{table(rows)}\n")
+        content = page(f"{content}\n{folded('All finished runs', table(rows))}\n")
     write_atomically(args.out, content.encode())
     say(str(args.out))
 

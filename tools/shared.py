@@ -7,7 +7,6 @@ import functools
 import importlib
 import json
 import math
-import operator
 import os
 import re
 import sys
@@ -31,6 +30,7 @@ SOURCES = {
     "unverified": "file of unknown origin", "user": "the user's file", "d4rl": "D4RL's file",
 }  # fmt: skip
 SIZE = re.compile(r"^steps$|batch_size$|dims$|width$")  # arguments that decide how large a run is
+PRESET_SIZE = "the preset's size"
 MEASURED = ("eval_every", "eval_episodes")  # arguments that change how a policy is measured, not the policy
 # Arguments that no score depends on, or that stand elsewhere: those of every script, but for a few, and of older runs.
 IGNORED = {field.name for field in dataclasses.fields(BaseArgs)} - {"steps", "rewards", *MEASURED}
@@ -117,8 +117,11 @@ class Run(NamedTuple):
     about: dict[str, Any]  # columns of the report that only say how the run was made
 
     @property
-    def other_size(self) -> bool:
-        return any(SIZE.search(name) for name in self.changed)
+    def size(self) -> str:
+        """The preset's size, or the arguments that decide it but for the number of updates: `hidden-dims 512 512`."""
+        if not any(SIZE.search(name) for name in self.changed):
+            return PRESET_SIZE
+        return flags_text({name: x for name, x in self.args.items() if SIZE.search(name) and name != "steps"})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -167,7 +170,7 @@ def split(runs: list[Run], key: Callable) -> list[list[Run]]:
 
 
 def same_settings(runs: list[Run]) -> list[list[Run]]:
-    """The runs that differ in nothing but the seed, of one environment, dataset and metric."""
+    """The runs that differ in nothing but the seed and what the caller has split by: environment, data, metric."""
     return split(runs, lambda run: (run.algo, flags_text(run.changed)))
 
 
@@ -192,10 +195,13 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
             left_out.append((path, str(error) if known else f"cannot be read ({type(error).__name__}: {error})"))
     for path, reason in sorted(left_out):
         print(line(f"left out {path}: {reason}"), file=sys.stderr)
-    # Equal things stand together.
-    where = operator.attrgetter("place", "data", "metric", "other_size", "title")
-    found = sorted(runs.values(), key=lambda run: (where(run), natural(flags_text(run.changed)), run.seed))
-    return found, sorted(left_out)
+
+    def order(run: Run) -> tuple:
+        """Equal things stand together, the preset's size first."""
+        where = run.place, run.data, run.metric, run.size != PRESET_SIZE, run.title
+        return where, natural(flags_text(run.changed)), run.seed
+
+    return sorted(runs.values(), key=order), sorted(left_out)
 
 
 def _read_run(path: Path) -> list[Run]:

@@ -2,9 +2,9 @@
 
     python tools/sweep.py --scripts driftql fql --envs pointmaze-medium-navigate --seeds 0 1 2 --workers 2
     python tools/sweep.py --scripts driftql --envs cube-single-play --set alpha=10,30,100 --set "hidden-dims=256 256"
-    python tools/sweep.py tools/sweeps/corruption.yaml --workers 4 --gpus 0 1 2 3
-    python tools/sweep.py tools/sweeps/corruption.yaml --slurm partition=gpu gpus-per-node=1 time=24:00:00
-    python tools/sweep.py tools/sweeps/corruption.yaml --status
+    python tools/sweep.py tools/sweeps/driftql-figure3.yaml --workers 4 --gpus 0 1 2 3
+    python tools/sweep.py tools/sweeps/driftql-figure3.yaml --slurm partition=gpu gpus-per-node=1 time=24:00:00
+    python tools/sweep.py tools/sweeps/driftql-figure3.yaml --status
 
 Give the same command again at any time: it skips finished jobs, goes on with interrupted ones from their checkpoints,
 waits for jobs that are still running, and tries failed ones again. Ctrl-C lets the running jobs save and ends all.
@@ -60,15 +60,10 @@ class Job(NamedTuple):
     command: tuple[str, ...]
 
 
-def flag_name(name: str) -> str:
-    """batch-size, however it was written."""
-    return name.lstrip("-").replace("_", "-")
-
-
 def assignment(word: str) -> tuple[str, str]:
-    """Name and value of batch-size=256."""
+    """Name and value of batch-size=256, however the name is written."""
     name, value = word.split("=", 1)
-    return flag_name(name), value
+    return name.lstrip("-").replace("_", "-"), value
 
 
 def read_blocks(path: Path) -> list[dict]:
@@ -77,7 +72,8 @@ def read_blocks(path: Path) -> list[dict]:
         # The base loader leaves every value as it is written: 1e-4, 0.10 and no are not numbers or truth values.
         blocks = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
         for block in blocks or [None]:
-            block["settings"] = {flag_name(name): value for name, value in block.get("settings", {}).items()}
+            settings = block.get("settings", {}).items()
+            block["settings"] = {name.lstrip("-").replace("_", "-"): value for name, value in settings}
     except (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no list of blocks as in --help: {' '.join(str(error).split())}.") from None
     return blocks
