@@ -229,12 +229,10 @@ def test_two_processes_collect_once(tmp_path):
 
 
 def test_a_short_training_saves_the_policy_that_collection_reads(tmp_path, monkeypatch):
-    path, steps, trained = tmp_path / "expert", [], []  # NumPy would add an ending
+    path, trained = tmp_path / "expert", []  # NumPy would add an ending
     save = sac.save
-    monkeypatch.setattr(sac, "is_upside_down", lambda env: bool(steps.append(1)))
     monkeypatch.setattr(sac, "save", lambda path, actor, dim: (trained.append(actor), save(path, actor, dim)))
-    sac.main(sac.Args(out=str(path), updates=3, num_envs=2, warmup=300, eval_every=3, eval_episodes=1))
-    assert len(steps) == 1000  # one evaluation of one episode
+    sac.main(sac.Args(out=str(path), updates=3, num_envs=2, warmup=300, eval_every=3))
     assert [file.name for file in tmp_path.iterdir()] == ["expert"]
     with np.load(path) as saved, np.load(procedures.ANT_EXPERT) as shipped:
         assert {name: x.shape for name, x in saved.items()} == {name: x.shape for name, x in shipped.items()}

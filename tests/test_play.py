@@ -32,7 +32,7 @@ def bandit(tmp_path_factory):
 
 def ask(run, *words) -> dict:
     """What play.py finds, with one process and no bar."""
-    return play.play([str(run), "--workers", "1", "--no-progress", *map(str, words)])
+    return play.play([str(run), "--workers", "1", *map(str, words)])
 
 
 def test_the_last_evaluation_again(bandit, capsys):

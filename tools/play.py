@@ -74,7 +74,6 @@ def play(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--film", type=Path, metavar="FILE.gif", help="film of the first episode (needs OpenGL)")
     parser.add_argument("--rollouts", type=Path, metavar="FILE.png", help="where episodes went in a maze or a bandit")
     parser.add_argument("--script", type=Path, help="file of the algorithm, if it is not at the project's root")
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     args = parser.parse_args(argv)
     for path, kinds in ((args.rollouts, PICTURES), (args.film, ("gif",))):
         if path:
@@ -98,7 +97,7 @@ def play(argv: list[str]) -> dict[str, Any]:
 
     *_, act = side_by_side(trained, agent_of)
     seeds, episodes = [member.seed for member in played.values()], args.episodes or trained.eval_episodes
-    with Evaluator(dataset.make_env, act, seeds, episodes, args.workers, args.progress) as evaluate:
+    with Evaluator(dataset.make_env, act, seeds, episodes, args.workers) as evaluate:
         results = evaluate(state, step)
     assert results is not None  # nothing asks for a stop
     if dataset.reference:
@@ -112,7 +111,7 @@ def play(argv: list[str]) -> dict[str, Any]:
         say(f"{member.name}: {episodes} episodes, {', '.join(means)}")
     if args.film:
         make_env = functools.partial(Filmed, dataset.make_env, args.film)
-        with Evaluator(make_env, act, seeds[:1], 1, 1, args.progress) as evaluate:
+        with Evaluator(make_env, act, seeds[:1], 1, 1) as evaluate:
             evaluate(jax.tree.map(lambda x: x[:1], state), step)
         say(f"see     {args.film}")
     if args.rollouts:
