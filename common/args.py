@@ -9,7 +9,6 @@ import errno
 import functools
 import hashlib
 import inspect
-import io
 import itertools
 import json
 import math
@@ -111,27 +110,23 @@ def script_of(args_class: type) -> Path:
 def validate(args: BaseArgs) -> None:
     """Raises UserError for what no run can use: counts must be positive, other numbers finite and not negative (unless
     the default is), discounts and target rates at most 1, and intervals multiples of --log-every."""
-    values = vars(args)
     for field in dataclasses.fields(args):
-        value, usual = values[field.name], field.default if isinstance(field.default, int | float) else 1
-        for number in value if isinstance(value, tuple) else [value]:
-            needed = ""
-            if type(number) is int and usual >= 0 and number < min(usual, 1):
-                needed = "be positive" if usual else "be 0 or more"
-            elif isinstance(number, float) and not (abs(number) < 3.4e38 and (usual < 0 or number >= 0)):
-                needed = "be a finite number, 0 or more" if usual >= 0 else "be a finite number"
-            elif isinstance(number, float) and number > 1 and field.name.endswith(("discount", "target_rate")):
-                needed = "lie between 0 and 1"
-            if needed:
-                raise UserError(f"{flag_of(field.name)} {number} must {needed}.")
+        value = vars(args)[field.name]
         if value == ():
             raise UserError(f"{flag_of(field.name)} needs at least one value.")
+        usual = field.default if isinstance(field.default, int | float) else 1
+        most = 1 if field.name.endswith(("discount", "target_rate")) else 3.4e38  # the largest float32
+        for number in value if isinstance(value, tuple) else [value]:
+            least = -most if usual < 0 else min(usual, 1) if type(number) is type(usual) is int else 0
+            if type(number) in (int, float) and not least <= number <= most:
+                needed = "lie between 0 and 1" if most == 1 else f"be a finite number, {least:g} or more"
+                raise UserError(f"{flag_of(field.name)} {number} must {needed}.")
     if args.seed + args.num_seeds > 2**32:
         raise UserError(f"--seed {args.seed} is too large: seeds are 32-bit numbers.")
     for name in ("steps", "eval_every", "save_every"):
-        if args.log_every is not None and values[name] % args.log_every:
-            what = f"{flag_of(name)} {values[name]}"
-            raise UserError(f"{what} is not a multiple of --log-every {args.log_every}; change one of the two.")
+        if args.log_every and (value := vars(args)[name]) % args.log_every:
+            what = f"{flag_of(name)} {value} is not a multiple of --log-every {args.log_every}"
+            raise UserError(f"{what}; change one of the two.")
     try:
         args.check()
     except ValueError as error:
@@ -152,8 +147,6 @@ def launch(main: Callable[[Any], Any], args_class: type[BaseArgs], presets: dict
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """Turns an error that the user can fix into one message on standard error and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an accent in a path, on a terminal that knows ASCII only
     try:
         yield
     except KeyboardInterrupt:
@@ -191,14 +184,21 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     Raises UserError for what cannot be used; tyro ends the process with exit code 2 for what it cannot parse.
     """
     words = [_without_exponent(word) for word in argv]
-    if sum(word.partition("=")[0] == "--grid" for word in words) > 1:  # tyro would take the last without a word
+    flags = [word.partition("=")[0].replace("_", "-") for word in words]
+    if flags.count("--grid") > 1:  # tyro would take the last without a word
         raise UserError("--grid is given twice; write all after one: --grid alpha=1,3 discount=0.9,0.99")
-    directory, saved = _flag_value(words, "run-dir", "run_dir", "resume"), None
+    # The defaults depend on the environment and on the run, which are found before all flags are parsed.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--env", nargs="?")
+    parser.add_argument("--run-dir", "--run_dir", "--resume", nargs="?")
+    early, _ = parser.parse_known_args(words)
+    directory, saved, preset = early.run_dir, None, {}
     if directory and expanded(directory).joinpath("config.json").exists():
         saved = read_args(args_class, directory)
-    elif directory and _flag_value(words, "resume"):
+    elif directory and "--resume" in flags:
         raise UserError(f"--resume {directory}: there is no run. To begin one there, write --run-dir.")
-    preset = {} if saved else preset_of(presets, args_class, _flag_value(words, "env") or args_class.env)
+    else:
+        preset = preset_of(presets, args_class, early.env or args_class.env)
     args = tyro.cli(
         args_class,
         prog=script_of(args_class).name,
@@ -208,15 +208,22 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     )
     if args.run_dir:
         args = dataclasses.replace(args, run_dir=os.path.expanduser(args.run_dir))
-    if args.dataset and args.dataset.startswith("minari:") and _flag_value(words, "env") is None:
+    if args.dataset and args.dataset.startswith("minari:") and not early.env:
         args = dataclasses.replace(args, env=args.dataset)  # which names its own environment
     for name, value in vars(saved).items() if saved else ():
         if name not in MAY_CHANGE and value != vars(args)[name]:
             raise UserError(f"{flag_of(name)}: the run in {directory} has {value}; begin another run to change it.")
+    args = finish(args, interval_given=saved is not None or "--log-every" in flags)
     if not saved:
         values = " ".join(f"{name}={vars(args)[name]}" for name in preset)
-        print(f"preset  {args.env}: {values}" if values else f"preset  none for {args.env}: untuned defaults")
-    return finish(args, bool(saved) or _flag_value(words, "log-every", "log_every") is not None)
+        print(f"preset  {args.env}: {values or 'none; untuned defaults'}")
+    return args
+
+
+def _without_exponent(word: str) -> str:
+    """1000000 for 1e6 and --steps=1000000 for --steps=1e6, because counts may be written so."""
+    match = re.fullmatch(r"(|--[\w-]+=)(\d+(?:\.\d+)?e\d{1,2})", word)
+    return f"{match[1]}{float(match[2]):.0f}" if match and float(match[2]).is_integer() else word
 
 
 def preset_args(args_class: type[A], presets: dict[str, dict], env: str, changes: dict[str, Any]) -> A:
@@ -226,40 +233,36 @@ def preset_args(args_class: type[A], presets: dict[str, dict], env: str, changes
 
 def preset_of(presets: dict[str, dict], args_class: type, env: str) -> dict[str, Any]:
     """The preset of an environment, whose name may have D4RL's version or OGBench's task in it."""
-    name = env if env in presets else re.sub(r"(-singletask(-task\d+)?)?(-v\d+)?$", "", env)
-    for unknown in presets.get(name, {}).keys() - typing.get_type_hints(args_class).keys():
-        raise UserError(f"the preset of {name} has {unknown}, which Args does not; is it another algorithm's?")
-    return presets.get(name, {})
+    preset = presets.get(env) or presets.get(re.sub(r"(-singletask(-task\d+)?)?(-v\d+)?$", "", env), {})
+    for unknown in preset.keys() - typing.get_type_hints(args_class).keys():
+        raise UserError(f"the preset of {env} has {unknown}, which Args does not; is it another algorithm's?")
+    return preset
 
 
 def finish(args: A, interval_given: bool) -> A:
     """Checked arguments. A --log-every that was not given on the command line is made to divide the other intervals.
     With --grid, reading one of its arguments outside of make_agent is an error."""
-    if not interval_given:
+    if args.log_every is None or not interval_given:
         import jax  # the script has imported it
 
-        # Short intervals keep progress lively on a CPU. JAX raises here if JAX_PLATFORMS names what is not there.
-        usual = 100 if jax.default_backend() == "cpu" else 5_000
-        every = math.gcd(args.log_every or usual, args.steps, args.eval_every, args.save_every)
-        args = dataclasses.replace(args, log_every=every)
+        platform = jax.default_backend()  # raises before data are loaded, if JAX_PLATFORMS names one that is not there
+        usual = args.log_every or (100 if platform == "cpu" else 5_000)  # short ones keep progress lively on a CPU
+        interval = math.gcd(usual, args.steps, args.eval_every, args.save_every)
+        args = dataclasses.replace(args, log_every=interval)
     validate(args)
     if args.grid is None:
         return args
-    for values in combinations(args):
-        try:
-            validate(single(args, values))
-        except UserError as error:
-            raise UserError(f"--grid {combination_name(values)}: {error}") from None
-    hidden = {name: property(functools.partial(_refuse, name)) for name in parse_grid(type(args), args.grid)}
-    kind: Any = type(type(args).__name__, (type(args),), hidden | {"__module__": type(args).__module__})
-    varied = object.__new__(kind)
-    vars(varied).update(vars(args))
-    return varied
+    for values, _ in combinations_of(args):
+        validate(single(args, values))
 
+    def refuse(name, _):
+        where = "outside of make_agent, where a grid has no single value"
+        raise UserError(f"--grid {name}: this script reads {name} {where}; tools/sweep.py trains a run per value.")
 
-def _refuse(name: str, _: BaseArgs) -> None:
-    where = "outside of make_agent, where a grid has no single value"
-    raise UserError(f"--grid {name}: this script reads {name} {where}; tools/sweep.py trains a run per value.")
+    hidden: dict[str, Any] = {name: property(functools.partial(refuse, name)) for name in values}
+    varied = type(type(args).__name__, (type(args),), hidden | {"__module__": type(args).__module__})
+    object.__setattr__(args, "__class__", varied)
+    return args
 
 
 def keep_compiled_programs() -> None:
@@ -271,31 +274,14 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs too, there are dozens
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-    @functools.cache
-    def say_once(folder):
-        print(f"NOTE    {folder} has damaged files or cannot be written: programs are compiled again", file=sys.stderr)
-
     def show(message, *where, **options):
-        if "persistent compilation cache" in str(message):  # JAX warns for each of dozens of programs
-            say_once(jax.config.jax_compilation_cache_dir)
-        else:
-            show_others(message, *where, **options)
+        if "persistent compilation cache" not in str(message):
+            return show_others(message, *where, **options)
+        warnings.filterwarnings("ignore", ".*persistent compilation cache")  # JAX warns for each of dozens of programs
+        what = f"{jax.config.jax_compilation_cache_dir} has damaged files or cannot be written"
+        print(f"NOTE    {what}: programs are compiled again", file=sys.stderr)
 
     show_others, warnings.showwarning = warnings.showwarning, show
-
-
-def _flag_value(words: Sequence[str], *names: str) -> str | None:
-    """The last value of a flag on a command line, before it is parsed as a whole."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(*(f"--{name}" for name in names), dest="value", nargs="?")
-    return parser.parse_known_args(list(words))[0].value
-
-
-def _without_exponent(word: str) -> str:
-    """1000000 for 1e6 and --steps=1000000 for --steps=1e6, because counts may be written so."""
-    match = re.fullmatch(r"(--[\w-]+=)?(\d+(?:\.\d+)?e\d{1,2})", word)
-    whole = match and float(match[2]).is_integer()
-    return f"{match[1] or ''}{int(float(match[2]))}" if match and whole else word
 
 
 # -------------------------------------------------------------------------------------------------- from a run to Args
@@ -306,13 +292,13 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     path = expanded(directory) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        digest = digest_of({name: x for name, x in config.items() if name != "sha256"})
-        whole = all(isinstance(config[name], kind) for name, kind in (("algo", str), ("args", dict), ("dataset", dict)))
-        if whole and config.get("sha256", digest) == digest:  # older runs have none
+        digest = config.pop("sha256", None)  # older runs have none
+        if digest in (None, digest_of(config)) and config.keys() >= {"algo", "args", "dataset"}:
             return config
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, OSError):
-            raise UserError(f"{directory} is not a run: {path}: {error.strerror}.") from None
+    except OSError as error:
+        raise UserError(f"{directory} is not a run: {path}: {error.strerror}.") from None
+    except (ValueError, TypeError, AttributeError):  # not JSON, or not an object
+        pass
     raise UserError(f"{path} is damaged, or was edited.")
 
 
@@ -322,7 +308,6 @@ def write_config(directory: Path, args: BaseArgs, content: dict[str, Any], chang
     absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()}
     arguments = vars(args) | absolute | changes | {"run_dir": None}
     config = content | {"algo": script_of(type(args)).stem, "args": arguments}
-    config.pop("sha256", None)
     write_json(directory / "config.json", config | {"sha256": digest_of(config)})
 
 
@@ -360,41 +345,19 @@ class Member(NamedTuple):
 
 
 def members(args: BaseArgs) -> list[Member]:
-    """All seeds of the first combination, then those of the second, and so on. Without --grid there is one
-    combination, which changes nothing."""
-    return [Member(values, args.seed + i) for values in combinations(args) for i in range(args.num_seeds)]
-
-
-def single(args: A, values: dict[str, Any]) -> A:
-    """The arguments of a run of one combination alone."""
-    base = next(cls for cls in type(args).__mro__ if "__dataclass_fields__" in vars(cls))  # not `finish`'s
-    return base(**vars(args) | {"grid": None} | values)
-
-
-def combination_name(values: dict[str, float]) -> str:
-    """alpha=3,discount=0.99; empty without --grid."""
-    return ",".join(f"{name}={value:.12g}" for name, value in values.items())
-
-
-def combinations(args: BaseArgs) -> list[dict[str, float]]:
-    """All combinations of the grid's values, name -> value; the last name changes fastest."""
-    axes = parse_grid(type(args), args.grid or ())
-    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    """All seeds of the first combination, then those of the second, and so on."""
+    return [Member(values, args.seed + i) for values, _ in combinations_of(args) for i in range(args.num_seeds)]
 
 
 def combinations_of(args: BaseArgs) -> list[tuple[dict[str, float], slice]]:
-    """Each combination, and where its members stand on the leading axis."""
-    n = args.num_seeds
-    return [(values, slice(i * n, i * n + n)) for i, values in enumerate(combinations(args))]
+    """Each combination of the grid's values, name -> value, and where its members stand on the leading axis. The last
+    name changes fastest. Without --grid there is one combination, which changes nothing.
 
-
-def parse_grid(args_class: type, words: Sequence[str]) -> dict[str, list[float]]:
-    """Name -> values, from words like alpha=1,3. Raises UserError for what is not one, says it twice, or names an
-    argument that cannot be in a grid."""
-    hints = typing.get_type_hints(args_class)
+    Raises UserError for what is not like alpha=1,3, is there twice, or names an argument that cannot be in a grid.
+    """
+    hints, axes = typing.get_type_hints(type(args)), {}
     arithmetic = [name for name, hint in hints.items() if float in (hint, *typing.get_args(hint))]
-    axes: dict[str, list[float]] = {}
-    for word in words:
+    for word in args.grid or ():
         name, _, listed = word.partition("=")
         name = name.lstrip("-").replace("-", "_")
         if name not in arithmetic:
@@ -405,7 +368,19 @@ def parse_grid(args_class: type, words: Sequence[str]) -> dict[str, list[float]]
             values = [float(value) for value in listed.split(",")]
         except ValueError:
             raise UserError(f"--grid {word}: write it as --grid {name}=1,3,10, without spaces in it.") from None
-        if name in axes or len({combination_name({name: value}) for value in values}) < len(values):
-            raise UserError(f"--grid {' '.join(words)}: every name and every value may be there once.")
+        if name in axes or len({f"{value:.12g}" for value in values}) < len(values):
+            raise UserError(f"--grid {' '.join(args.grid or ())}: every name and every value may be there once.")
         axes[name] = values
-    return axes
+    found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    return [(values, slice(i * args.num_seeds, (i + 1) * args.num_seeds)) for i, values in enumerate(found)]
+
+
+def combination_name(values: dict[str, float]) -> str:
+    """alpha=3,discount=0.99; empty without --grid."""
+    return ",".join(f"{name}={value:.12g}" for name, value in values.items())
+
+
+def single(args: A, values: dict[str, Any]) -> A:
+    """The arguments of a run of one combination alone."""
+    base = next(cls for cls in type(args).__mro__ if "__dataclass_fields__" in vars(cls))  # not `finish`'s
+    return base(**vars(args) | {"grid": None} | values)

@@ -12,7 +12,7 @@ import cloudpickle
 import jax
 
 from common import UserError, states
-from common.args import BaseArgs, combination_name, members, read_args, read_config, single
+from common.args import BaseArgs, members, read_args, read_config, single
 from common.seeds import side_by_side
 from common.system import ROOT, expanded
 
@@ -37,18 +37,15 @@ def load_policy(
     Raises UserError if the directory is no run, or has no such seed or combination, or more than one.
     """
     module, args, state, step = load_members(directory, script)
-    fitting = [
-        (i, member)
-        for i, member in enumerate(members(args))
-        if seed in (None, member.seed) and values.items() <= member.values.items()
-    ]
-    if len({combination_name(member.values) for _, member in fitting}) != 1:
-        there = dict.fromkeys(member.name for member in members(args))
-        raise UserError(f"{directory}: choose one seed and combination that is there: {'; '.join(there)}.")
-    index, member = fitting[0]
-    config = read_config(directory)["dataset"]
+    there = members(args)
+    fitting = [x for x in there if seed in (None, x.seed) and values.items() <= x.values.items()]
+    if not fitting or fitting[0].values != fitting[-1].values:
+        names = "; ".join(member.name for member in there)
+        raise UserError(f"{directory}: choose one seed and combination that is there: {names}.")
+    member, index = fitting[0], there.index(fitting[0])
+    data = read_config(directory)["dataset"]
     args = dataclasses.replace(single(args, member.values), seed=member.seed, num_seeds=1)
-    agent = module.make_agent(args, config["observation_dim"], config["action_dim"])
+    agent = module.make_agent(args, data["observation_dim"], data["action_dim"])
     own = jax.tree.map(lambda x: x[index], state.state)
     act = jax.jit(agent.act)
     return Policy(lambda observations, key: act(own, observations, key), agent, own, args, step)
@@ -58,13 +55,9 @@ def load_members(directory: str | Path, script: str | Path | None = None) -> tup
     """The run's script as a module, its arguments, the state of all its members, and the updates they were trained
     for. script and errors as in `load_policy`."""
     config = read_config(directory)
-    module = import_script(config["algo"], script)
+    module, data = import_script(config["algo"], script), config["dataset"]
     args, checkpoint = read_args(module.Args, directory), states.load(directory)
-
-    def agent_of(args):
-        return module.make_agent(args, config["dataset"]["observation_dim"], config["dataset"]["action_dim"])
-
-    init, *_ = side_by_side(args, agent_of)
+    init, *_ = side_by_side(args, lambda x: module.make_agent(x, data["observation_dim"], data["action_dim"]))
     state = states.restore(jax.eval_shape(init), checkpoint["state"])
     return module, args, state, checkpoint["about"]["step"]
 
@@ -73,7 +66,7 @@ def import_script(name: str, path: str | Path | None = None) -> ModuleType:
     """A script as a module: the file `path`, or NAME.py at the project's root. A run directory, which may be somebody
     else's, never decides what is imported. Raises UserError if it is not there."""
     file = expanded(path).resolve() if path else ROOT / f"{name}.py"
-    if not name.isidentifier() or not file.exists() or (path and file.stem != name):
+    if not name.isidentifier() or not file.exists() or file.stem != name:
         raise UserError(f"the run was made by {name}.py, which is not in {ROOT}; give its path (--script).")
     loaded = sys.modules.get(name)
     if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == file:
@@ -84,6 +77,4 @@ def import_script(name: str, path: str | Path | None = None) -> ModuleType:
     sys.modules[name] = module  # dataclasses look a module up by its name
     spec.loader.exec_module(module)
     cloudpickle.register_pickle_by_value(module)  # a wrapper defined in it reaches workers, which cannot import it
-    if not (hasattr(module, "Args") and hasattr(module, "make_agent")):
-        raise UserError(f"{file} has no Args and make_agent.")
     return module

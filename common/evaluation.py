@@ -5,9 +5,10 @@ in lockstep: each tick is one batched call of the policy for all lanes. An episo
 episode) alone and the lanes do not depend on the number of workers, so neither do the results.
 """
 
+import itertools
 import math
 import multiprocessing
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -69,37 +70,31 @@ class Evaluator(Workers):
         """
         shape, seeds = (len(self.seeds), self.lanes), np.array(self.seeds)
         # The lanes of a member take its episodes in turn.
-        member, episode = np.divmod(np.arange(len(seeds) * self.lanes), self.lanes)
-        environment_seeds = [
-            [int(np.random.SeedSequence([seed, step, j]).generate_state(1)[0]) for j in range(self.episodes)]
-            for seed in self.seeds
-        ]
-        queues = [environment_seeds[i][first :: self.lanes] for i, first in zip(member, episode)]
-        messages: list[tuple] = [("start", [queues[lane] for lane in part]) for part in self.parts]
-        tick = np.full(len(queues), -1, np.int32)  # in the episode: 0 where `start` is answered
-        records: list[list[dict]] = [[{}] * self.episodes for _ in self.seeds]
-        with progress_bar("evaluate", seeds.size * self.episodes, "episode", leave=False, shown=self.progress) as bar:
+        turns = [range(first, self.episodes, self.lanes) for first in range(self.lanes)]
+        plays = [(seed, step, episodes) for seed in self.seeds for episodes in turns]
+        messages: list[tuple] = [("start", [plays[lane] for lane in part]) for part in self.parts]
+        records: dict[tuple[int, int], dict[str, Any]] = {}  # of member and episode
+        total = len(seeds) * self.episodes
+        with progress_bar("evaluate", total, "episode", leave=False, shown=self.progress) as bar:
             while True:
                 if (answers := self._ask(messages)) is None:
                     return None
-                tick += 1
-                for lane, record in enumerate(record for _, ended in answers for record in ended):
+                observations, episode, tick, ended = zip(*itertools.chain(*answers))
+                for lane, record in enumerate(ended):
                     if record:
-                        records[member[lane]][episode[lane]] = record
-                        episode[lane] += self.lanes
-                        tick[lane] = 0
+                        records[lane // self.lanes, record["episode"]] = record
                         bar.update()
-                if (episode >= self.episodes).all():
+                if len(records) == total:
                     break
-                observations = np.concatenate([x for x, _ in answers]).reshape(*shape, -1)
-                now = np.minimum(episode, self.episodes - 1).reshape(shape)  # any, where a lane has played all
-                actions = self.act(state, observations, seeds, step, now, tick.reshape(shape))
-                actions = np.asarray(actions).reshape(len(queues), -1)
+                now = [np.reshape(x, shape) for x in (episode, tick)]
+                actions = self.act(state, np.reshape(observations, (*shape, -1)), seeds, step, *now)
+                actions = np.asarray(actions).reshape(len(plays), -1)
                 messages = [("step", actions[part]) for part in self.parts]
-        names = [name for name in (*INFO, *FIGURES) if any(name in record for row in records for record in row)]
+        rows = [records[member, episode] for member, episode in sorted(records)]
+        names = [name for name in (*INFO, "return", "length") if any(name in row for row in rows)]
         # An environment may report a success only where there is one.
-        results = {name: np.array([[record.get(name, 0.0) for record in row] for row in records]) for name in names}
-        return results | {"paths": [record["path"] for record in records[0]]}
+        results = {name: np.array([row.get(name, 0.0) for row in rows]).reshape(len(seeds), -1) for name in names}
+        return results | {"paths": [row["path"] for row in rows[: self.episodes]]}
 
     def _ask(self, messages: list[tuple]) -> list | None:
         """Sends one message to each worker, and returns each one's answer; None if asked to stop meanwhile."""
@@ -115,61 +110,58 @@ class Evaluator(Workers):
 
 
 def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
-    """Answers until the pipe ends: start (the seeds of each lane's episodes), step (an action for each lane)."""
-    lanes = [Lane(make_env()) for _ in range(num_lanes)]
-    multiprocessing.current_process().name = lanes[0].name  # for the message if it fails
+    """Answers until the pipe ends: start (the episodes of each lane), step (an action for each lane)."""
+    envs = [make_env() for _ in range(num_lanes)]
+    name = envs[0].spec.id if envs[0].spec else type(envs[0].unwrapped).__name__
+    multiprocessing.current_process().name = f"the environment {name}"  # for the message if it fails
     while True:
         command, message = pipe.recv()
         if command == "start":
-            playing = [lane.play(seeds) for lane, seeds in zip(lanes, message)]
+            lanes = [play(env, *episodes) for env, episodes in zip(envs, message)]
             message = [None] * num_lanes
-        observations, ended = zip(*(episodes.send(action) for episodes, action in zip(playing, message)))
-        pipe.send((np.stack(observations), ended))
+        pipe.send([lane.send(action) for lane, action in zip(lanes, message)])
 
 
-class Lane:
-    """One environment that plays a list of seeded episodes, one after the other. Raises UserError for what it returns
-    that is not a finite number, or of another shape than its spaces say."""
-
-    def __init__(self, env: gymnasium.Env):
-        self.env = env
-        self.name = f"the environment {env.spec.id if env.spec else type(env.unwrapped).__name__}"
-        self.shape = env.observation_space.sample().shape
-
-    def play(self, seeds: list[int]) -> Generator[tuple[np.ndarray, dict | None], np.ndarray, None]:
-        """Yields observation after observation, is sent the action for each, and never ends: zeros follow the last
-        episode. With the first observation after an episode comes the record of that episode, else None."""
-        record: dict[str, Any] | None = None
-        for seed in seeds:
-            # OGBench also draws from NumPy's global generator, so each episode brings its own.
-            global_random = np.random.MT19937(seed)
-            np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
-            self.env.action_space.seed(seed)
-            observation, ended = self.env.reset(seed=seed)[0], False
-            rewards: list[float] = []
-            path: list[np.ndarray] = []
-            while not ended:
-                action = yield self._checked("observation", observation, self.shape, np.float32), record
-                record = None
-                np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
-                observation, reward, terminated, truncated, info = self.env.step(action)
-                rewards.append(float(self._checked("reward", reward)))
-                if "xy" in info:
-                    path.append(info["xy"][:2])
-                ended = terminated or truncated
-            record = {name: float(self._checked(name, info[name])) for name in INFO if name in info}
-            record |= {"return": sum(rewards), "length": len(rewards), "path": np.array(path, np.float32)}
-        while True:
-            yield np.zeros(self.shape, np.float32), record
+def play(env: gymnasium.Env, seed: int, step: int, episodes: Sequence[int]) -> Generator[tuple, np.ndarray, None]:
+    """A lane. Yields (observation, episode, tick in it, record), is sent the action for each observation, and never
+    ends: zeros follow the last episode. With the first observation after an episode comes its record, else None."""
+    shape = env.observation_space.sample().shape
+    record: dict[str, Any] | None = None
+    for episode in episodes:
+        episode_seed = int(np.random.SeedSequence([seed, step, episode]).generate_state(1)[0])
+        # OGBench also draws from NumPy's global generator, so each episode brings its own.
+        global_random = np.random.MT19937(episode_seed)
+        np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
+        env.action_space.seed(episode_seed)
+        observation, ended = env.reset(seed=episode_seed)[0], False
+        rewards: list[float] = []
+        path: list[np.ndarray] = []
+        while not ended:
+            action = yield checked("observation", observation, shape, np.float32), episode, len(rewards), record
             record = None
+            np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
+            observation, reward, terminated, truncated, info = env.step(action)
+            rewards.append(float(checked("reward", reward)))
+            if "xy" in info:
+                path.append(info["xy"][:2])
+            ended = terminated or truncated
+        its_path = np.array(path, np.float32)
+        record = {"episode": episode, "return": sum(rewards), "length": len(rewards), "path": its_path}
+        record |= {name: float(checked(name, info[name])) for name in INFO if name in info}
+    while True:
+        yield np.zeros(shape, np.float32), 0, 0, record
+        record = None
 
-    def _checked(self, what: str, value: Any, shape: tuple = (), kind: type = float) -> np.ndarray:
-        try:
-            array: np.ndarray = np.asarray(value, kind)
-            array = array if shape else array.reshape(())  # an array of one number is a number
-        except (TypeError, ValueError):
-            array = np.array(np.nan)
-        if array.shape != shape or not np.isfinite(array).all():
-            numbers = f"finite numbers of shape {shape}" if shape else "a finite number"
-            raise UserError(f"{self.name} gave the {what} {value!r:.80}, which is not {numbers}.")
-        return array
+
+def checked(what: str, value: Any, shape: tuple = (), kind: type = float) -> np.ndarray:
+    """What an environment gave, as an array. Raises UserError if it is not finite numbers of this shape."""
+    try:
+        array: np.ndarray = np.asarray(value, kind)
+        array = array if shape else array.reshape(())  # an array of one number is a number
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
+    if array.shape != shape or not np.isfinite(array).all():
+        numbers = f"finite numbers of shape {shape}" if shape else "a finite number"
+        name = multiprocessing.current_process().name
+        raise UserError(f"{name} gave the {what} {value!r:.80}, which is not {numbers}.")
+    return array

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from common import UserError
@@ -25,12 +24,12 @@ def draw_run(
     of the last evaluation's episodes; data: actions (N, 2) of a bandit's dataset.
     """
     drawn = []
-    for name, draw in (
-        ("curve.png", lambda path: draw_curve(path, result)),
-        ("rollouts.png", lambda path: draw_rollouts(path, result["env"], result["task"], make_env, paths, data)),
+    for name, draw, *inputs in (
+        ("curve.png", draw_curve, result),
+        ("rollouts.png", draw_rollouts, result["env"], result["task"], make_env, paths, data),
     ):
         try:
-            if draw(directory / name):
+            if draw(directory / name, *inputs):
                 drawn.append(name)
         except Exception as error:  # a full disk, no matplotlib
             say(f"no {name}: {error}")
@@ -86,23 +85,17 @@ def draw_rollouts(
         for trajectory in paths:
             axes.plot(*trajectory.T, color=COLORS["policy"], lw=0.8, alpha=0.5)
             axes.plot(*trajectory[0], ".", color=COLORS["policy"], ms=4)
-        draw_maze(plt, axes, maze)
-        axes.set_title(f"{title}: {len(paths)} episodes")
+        maze.reset(seed=0)
+        for i, j in np.argwhere(np.array(maze.get_wrapper_attr("maze_map")) == 1):
+            x, y = maze.get_wrapper_attr("ij_to_xy")((i, j))
+            axes.add_patch(plt.Rectangle((x - 2, y - 2), 4, 4, color=COLORS["wall"], lw=0))
+        axes.plot(*maze.get_wrapper_attr("cur_goal_xy"), "*", color=COLORS["goal"], ms=18, label="goal")
+        axes.set(xticks=[], yticks=[], title=f"{title}: {len(paths)} episodes")
+        axes.autoscale_view()
     axes.set_aspect("equal")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     save_figure(figure, path, 150, bbox_inches="tight")
     return True
-
-
-def draw_maze(plt: Any, axes: Any, env: gymnasium.Env) -> None:
-    """Walls and goal of a maze."""
-    env.reset(seed=0)
-    for i, j in np.argwhere(np.array(env.get_wrapper_attr("maze_map")) == 1):
-        x, y = env.get_wrapper_attr("ij_to_xy")((i, j))
-        axes.add_patch(plt.Rectangle((x - 2, y - 2), 4, 4, color=COLORS["wall"], lw=0))
-    axes.plot(*env.get_wrapper_attr("cur_goal_xy"), "*", color=COLORS["goal"], ms=18, label="goal")
-    axes.set(xticks=[], yticks=[])
-    axes.autoscale_view()
 
 
 def pyplot() -> Any:

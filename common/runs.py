@@ -17,16 +17,14 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import shlex
 import shutil
 import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -48,7 +46,7 @@ from common.args import (
 from common.data.dataset import PHYSICS, Dataset
 from common.evaluation import FIGURES, MODES
 from common.plots import draw_run
-from common.system import ROOT, installed, lock, progress_bar, require, say, sha256, write_atomically, write_json
+from common.system import ROOT, lock, progress_bar, require, say, write_json
 from common.workers import STOP_SIGNALS
 
 
@@ -62,25 +60,28 @@ class Run(contextlib.AbstractContextManager):
     def __init__(self, args: BaseArgs, dataset: Dataset):
         self.args, self.dataset, self.members = args, dataset, members(args)
         self.seeds = [member.seed for member in self.members]
-        # alpha=3, seed1: folders and prefixes for what there are several of.
-        several = [(combination_name(m.values), f"seed{m.seed}" if args.num_seeds > 1 else "") for m in self.members]
-        self.parts = [[part for part in parts if part] for parts in several]
+        # alpha=3/seed1: where there are several, TensorBoard and Weights & Biases tell them apart by it.
+        seed = "seed{}" if args.num_seeds > 1 else ""
+        self.folders = [PurePosixPath(combination_name(m.values), seed.format(m.seed)) for m in self.members]
         # What ties a checkpoint to its run.
         arguments = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
         self.identity = digest_of([script_of(type(args)).stem, arguments, dataset.name, dataset.sha256])
+        # What a checkpoint brings back. logs: length and digest of what each held then.
         self.step = self.updates = 0  # updates: those whose time, in seconds, was taken
         self.seconds = self.wall_seconds = 0.0
         self.evaluations: list[dict[str, Any]] = []  # step, and name -> one value per member
+        nothing = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+        self.logs: dict[str, dict[str, Any]] = {"train.csv": nothing, "eval.csv": nothing}
+
         self.rollouts: list[np.ndarray] = []  # paths of the last evaluation, for the picture
-        self.began = self.mark = time.monotonic()
+        self.mark = 0.0  # when the next interval began
         self.timed = False  # the first interval is not, because it compiles
         say(dataset.summary())
         with contextlib.ExitStack() as stack:
-            self.signals = stack.enter_context(contextlib.closing(StopSignals()))
-            self.stopping = self.signals.asked
+            self.signals = StopSignals(stack)
             self.directory = Path(args.run_dir) if args.run_dir else new_directory(args, dataset)
-            self.train_log, self.eval_log = self.directory / "train.csv", self.directory / "eval.csv"
             self._open(stack)
+            self.began = time.monotonic() - self.wall_seconds
             self.events_from = self.step + 1
             self.events_file = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
             self.tracker = self._start_tracking(stack) if args.track else None
@@ -94,17 +95,14 @@ class Run(contextlib.AbstractContextManager):
     def _open(self, stack: contextlib.ExitStack) -> None:
         """Locks and checks the directory, and only then makes its files what they were at the checkpoint."""
         directory, steps = self.directory, self.args.steps
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for _ in range(10):  # a report that looks whether the run is alive holds the lock for an instant
-                if locked := lock(directory, stack):
-                    break
-                time.sleep(0.1)
-            if not locked:
-                raise UserError(f"{directory}: another process is working on this run.")
-            there = sorted(path.name for path in directory.iterdir() if not path.name.startswith(".new-"))
-        except OSError as error:
-            raise UserError(f"cannot use {directory} for a run: {error.strerror}.") from None
+        directory.mkdir(parents=True, exist_ok=True)
+        for _ in range(10):  # a report that looks whether the run is alive holds the lock for an instant
+            if lock(directory, stack):
+                break
+            time.sleep(0.1)
+        else:
+            raise UserError(f"{directory}: another process is working on this run.")
+        there = sorted(path.name for path in directory.iterdir() if not path.name.startswith(".new-"))
         if there and "config.json" not in there:
             raise UserError(f"{directory} holds {there[0]} and no run; name an empty or a new directory.")
         self.new = not there
@@ -112,19 +110,22 @@ class Run(contextlib.AbstractContextManager):
         config = circumstances(self.dataset) if self.new else read_config(directory)
         if config["dataset"]["sha256"] != self.dataset.sha256:
             raise UserError(f"{directory}: the dataset is not the one that the run began with.")
+        self.saved: Any = None  # the state of the checkpoint
         # A checkpoint is older than the first row of the logs: where there are rows or a result, it must be there.
         rows = any(path.stat().st_size for path in directory.glob("*.csv"))
-        needed = rows or {states.FILE, "result.json"} & set(there)
-        start: dict[str, Any] = {"identity": self.identity, "logs": {}}
-        self.checkpoint = states.load(directory) if needed else {"about": start}
-        about = self.checkpoint["about"]
-        if about["identity"] != self.identity:
-            raise UserError(f"{directory}: the checkpoint belongs to other arguments or data than config.json.")
-        for name in ("step", "updates", "seconds", "wall_seconds"):
-            setattr(self, name, about.get(name, 0))
+        if rows or {states.FILE, "result.json"} & set(there):
+            checkpoint = states.load(directory)
+            about, self.saved = checkpoint["about"], checkpoint["state"]
+            if about["identity"] != self.identity:
+                raise UserError(f"{directory}: the checkpoint belongs to other arguments or data than config.json.")
+            vars(self).update(about)
         if steps < self.step:
             raise UserError(f"--steps {steps} is less than the {self.step} that the run has done.")
-        kept = {path: kept_rows(path, about["logs"].get(path.name)) for path in (self.train_log, self.eval_log)}
+        for name, end in self.logs.items():
+            path = directory / name
+            content = path.read_bytes()[: end["bytes"]] if path.exists() else b""
+            if hashlib.sha256(content).hexdigest() != end["sha256"]:
+                raise UserError(f"{path} was changed or damaged: bring it back as it was, or begin another run.")
 
         for part in directory.glob(".new-*"):  # left by a process that was killed while it wrote
             part.unlink()
@@ -134,16 +135,16 @@ class Run(contextlib.AbstractContextManager):
         # Collected data stay the run's data, also when the network is back.
         collected = self.dataset.source == "collected" and self.args.dataset is None
         write_config(directory, self.args, config, {"data": "collect"} if collected else {})
-        for path, content in kept.items():
-            write_atomically(path, content)
-        self.evaluations = about.get("evaluations", [])
+        for name, end in self.logs.items():
+            with open(directory / name, "ab") as file:
+                file.truncate(end["bytes"])
 
     def _start_tracking(self, stack: contextlib.ExitStack) -> Any:
         require("wandb", "--track", "track")
         import wandb  # an optional package
 
         args, name = self.args, self.directory.name
-        key = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:8]  # names of runs may be equal
+        key = digest_of(str(self.directory.absolute()))[:8]  # names of runs may be equal
         try:
             tracker = wandb.init(
                 project=args.wandb_project, entity=args.wandb_entity, group=args.wandb_group,
@@ -170,13 +171,19 @@ class Run(contextlib.AbstractContextManager):
     def restore(self, state: Any) -> Any:
         """The state of the checkpoint in the structure of `state`. Where there is none, `state` becomes the first
         checkpoint, so that a full disk is found before the training. Raises UserError if it does not fit."""
-        if "state" in self.checkpoint:
-            state = states.restore(state, self.checkpoint.pop("state"))
-            say(f"resumed at step {self.step:,}")
-        else:
+        if self.saved is None:
             self.save(state)
+        else:
+            state, self.saved = states.restore(state, self.saved), None
+            say(f"resumed at step {self.step:,}")
         self.mark = time.monotonic()
         return state
+
+    def stopping(self) -> bool:
+        """Whether a signal has asked the run to end, which is answered herewith."""
+        if self.signals.number:
+            faulthandler.cancel_dump_traceback_later()
+        return self.signals.number != 0
 
     @property
     def finished(self) -> bool:
@@ -204,12 +211,12 @@ class Run(contextlib.AbstractContextManager):
         self.step += interval
         if self.timed:
             self.updates, self.seconds = self.updates + interval, self.seconds + seconds
-        self.timed, self.signals.patience = True, max(self.signals.patience, 2 * seconds)
+        self.timed = True
         for name, x in values.items():
             if len(bad := np.flatnonzero(~np.isfinite(x))):
                 raise UserError(f"{name} of {self.members[bad[0]].name} is not finite at step {self.step:,}.")
         values |= {"charts/updates_per_second": np.full(len(self.members), interval / seconds)}
-        self._write(self.train_log, values, list(values))
+        self._write("train.csv", values, list(values))
         self.bar.update(interval)
         self.mark = time.monotonic()
 
@@ -224,29 +231,27 @@ class Run(contextlib.AbstractContextManager):
             if modes := [means.pop(name) for name in MODES if name in means]:
                 means["rarest_mode"] = np.min(modes, axis=0)
             self.evaluations.append({"step": self.step} | {name: x.tolist() for name, x in means.items()})
-            columns = [f"eval/{name}" for name in FIGURES]
-            self._write(self.eval_log, {f"eval/{name}": x for name, x in means.items()}, columns)
+            metrics = {f"eval/{name}": x for name, x in means.items()}
+            self._write("eval.csv", metrics, [f"eval/{name}" for name in FIGURES])
             for values, part in combinations_of(self.args):
-                shown = [f"{name} {' '.join(map(_short, x[part]))}" for name, x in means.items()]
+                shown = [f"{name} {short(x[part])}" for name, x in means.items()]
                 speed = f"{self.updates / self.seconds:,.0f} updates/s" if self.seconds else ""
                 say("  ".join(filter(None, [f"step {self.step:>9,}", combination_name(values), *shown, speed])))
         self.mark = time.monotonic()
 
-    def _write(self, log: Path, metrics: dict[str, np.ndarray], columns: Sequence[str] = ()) -> None:
+    def _write(self, log: str, metrics: dict[str, np.ndarray], columns: Sequence[str]) -> None:
         rows = [{name: float(x[i]) for name, x in metrics.items()} for i in range(len(self.members))]
-        about = [{"step": self.step, "seed": member.seed} | member.values for member in self.members]
-        try:
-            with open(log, "a", newline="") as file:
-                writer = csv.DictWriter(file, [*about[0], *columns], lineterminator="\n")
-                if not file.tell():
-                    writer.writeheader()
-                writer.writerows(first | row for first, row in zip(about, rows))
-            for parts, row in zip(self.parts, rows):
-                append_events(self.directory.joinpath(*parts, self.events_file), self.step, row, self.events_from)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.directory}: {error.strerror}.") from None
+        with open(self.directory / log, "a", newline="") as file:
+            names = ["step", "seed", *self.members[0].values, *columns]
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            if not file.tell():
+                writer.writeheader()
+            for member, row in zip(self.members, rows):
+                writer.writerow({"step": self.step, "seed": member.seed} | member.values | row)
+        for folder, row in zip(self.folders, rows):
+            append_events(self.directory / folder / self.events_file, self.step, row, self.events_from)
         if self.tracker:
-            named = {"/".join([*parts, metric]): x for parts, row in zip(self.parts, rows) for metric, x in row.items()}
+            named = {str(folder / name): x for folder, row in zip(self.folders, rows) for name, x in row.items()}
             self.tracker.log({"step": self.step} | named)
 
     def save(self, state: Any) -> None:
@@ -255,42 +260,57 @@ class Run(contextlib.AbstractContextManager):
         Raises UserError if parameters are not finite or the disk is full.
         """
         state = jax.device_get(state)  # once, for the check and for the file
-        if (i := states.not_finite(state)) is not None:
-            raise UserError(f"parameters of {self.members[i].name} are not finite at step {self.step:,}.")
-        now = time.monotonic()
-        self.wall_seconds, self.began = self.wall_seconds + now - self.began, now
-        about = {
-            "step": self.step,
-            "updates": self.updates,
-            "seconds": self.seconds,
-            "wall_seconds": self.wall_seconds,
-            "evaluations": self.evaluations,
-            "logs": {path.name: end_of(path) for path in (self.train_log, self.eval_log)},
-            "identity": self.identity,
-        }
-        states.save(self.directory, state, about)
+        for x in jax.tree.leaves(state):
+            finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+            if not finite.all():
+                name = self.members[finite.argmin()].name
+                raise UserError(f"parameters of {name} are not finite at step {self.step:,}.")
+        for name in self.logs:
+            with open(self.directory / name, "rb") as file:
+                content = file.read()
+                os.fsync(file.fileno())  # the checkpoint counts on these rows
+            self.logs[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        self.wall_seconds = time.monotonic() - self.began
+        states.save(self.directory, state, {name: vars(self)[name] for name in states.ABOUT})
         self.mark = time.monotonic()
 
     def finish(self, state: Any) -> Path:
-        """Ends the run. Either writes result.json and the pictures and returns the directory; or, after a signal, saves
-        and exits with 128 + the signal's number."""
-        number, path = self.signals.number, self.directory / "result.json"
-        if number or not path.exists():
+        """Ends the run: writes result.json and the pictures, and returns the directory. After a signal it saves and
+        exits with 128 + the signal's number instead."""
+        args, dataset, path = self.args, self.dataset, self.directory / "result.json"
+        ended, number = path.exists(), self.signals.number
+        if number or not ended:
             self.save(state)  # with the evaluation of this step
         self.bar.close()
         if number:
             self.new = False  # so that the directory stays, also where nothing was trained
             say(f"stopped at step {self.step:,}; --run-dir {self.directory} goes on\n{self.directory}")
             sys.exit(128 + number)
-        result = make_result(self.args, self.dataset, self.evaluations)
-        say_scores(result)
-        if path.exists():
+        found = [
+            (values, scores(args.eval_every, bool(dataset.task), self.evaluations, part))
+            for values, part in combinations_of(args)
+        ]
+        for values, x in found:
+            score = f"{combination_name(values)} {short(x['score_per_seed'])}".lstrip()
+            say(f"score   {score} ({x['score_is']}); last evaluation {short(x['last_per_seed'])}")
+        if ended:
             say("this run has ended; larger --steps would go on")
         else:
-            speed = self.updates / self.seconds if self.seconds else 0.0
-            write_json(path, result | {"updates_per_second": speed, "wall_seconds": self.wall_seconds})
-            data = self.dataset.actions if self.dataset.source == "builtin" else None
-            drawn = draw_run(self.directory, result, self.dataset.make_env, self.rollouts, data)
+            grid = {"grid": [{"values": values} | x for values, x in found]}
+            result = {
+                "algo": script_of(type(args)).stem,
+                "env": dataset.name,
+                "task": dataset.task,
+                "seeds": self.seeds[: args.num_seeds],
+                "steps": self.step,
+                **(grid if args.grid else found[0][1]),
+                **circumstances(dataset),
+                "updates_per_second": self.updates / self.seconds if self.seconds else 0.0,
+                "wall_seconds": self.wall_seconds,
+            }
+            write_json(path, result)
+            data = dataset.actions if dataset.source == "builtin" else None
+            drawn = draw_run(self.directory, result, dataset.make_env, self.rollouts, data)
             say(f"see     {', '.join(['result.json', *drawn])}")
         say(str(self.directory))
         return self.directory
@@ -300,40 +320,12 @@ def new_directory(args: BaseArgs, dataset: Dataset) -> Path:
     """A directory in runs/ that is not there yet."""
     task = f"-task{dataset.task}" if dataset.task else ""
     name = f"{dataset.name}{task}__{script_of(type(args)).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    name, number = name.replace("/", "_").replace(":", "_"), 1
-    while True:
-        directory = Path("runs") / (f"{name}-{number}" if number > 1 else name)
-        try:
-            directory.mkdir(parents=True)
-            return directory
-        except FileExistsError:  # many jobs may start in the same second
-            number += 1
-
-
-def _short(x: float) -> str:
-    """1,234 and 0.123: three digits, without an exponent where the number is large."""
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-def kept_rows(path: Path, end: dict[str, Any] | None) -> bytes:
-    """What a log held at a checkpoint, which knew its `end_of` then; nothing if there was none. Raises UserError if the
-    log has changed since."""
-    if end is None:
-        return b""
-    content = path.read_bytes()[: end["bytes"]] if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != end["sha256"]:
-        raise UserError(f"{path} was changed or damaged: bring it back as it was, or begin another run.")
-    return content
-
-
-def end_of(path: Path) -> dict[str, Any]:
-    """Where a log ends now, and the digest of what it holds, which is on the disk then."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    directory = Path("runs", name.replace("/", "_").replace(":", "_"))
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:  # many jobs may start in the same second
+        directory = directory.with_name(f"{directory.name}-{os.getpid()}")
+    return directory
 
 
 def append_events(file: Path, step: int, row: dict[str, float], forget_from: int) -> None:
@@ -355,78 +347,20 @@ def append_events(file: Path, step: int, row: dict[str, float], forget_from: int
     with open(file, "ab") as out:
         for event in events:
             content = event_pb2.Event(wall_time=time.time(), **event).SerializeToString()
-            length = struct.pack("<Q", len(content))
-            checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
-            out.write(length + checksums[0] + content + checksums[1])
+            for part in (struct.pack("<Q", len(content)), content):
+                out.write(part + struct.pack("<I", masked_crc32c(part)))
 
 
-# ------------------------------------------------------------------------------------------------------------- signals
-
-
-class StopSignals:
-    """Ctrl-C, SIGTERM and SIGHUP. The first asks the run to end well. A second one, a second or more later, ends the
-    process at once. So does the first if nobody asks for it within `patience` seconds, because something hangs, and
-    shows where. A signal that is ignored, as SIGHUP is under nohup, stays ignored."""
-
-    def __init__(self):
-        self.number, self.since, self.patience, self.before = 0, 0.0, 10.0, {}
-        if threading.current_thread() is threading.main_thread():  # another one may not set handlers
-            caught = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self.before = {number: signal.signal(number, self._receive) for number in caught}
-
-    def _receive(self, number: int, _) -> None:
-        if not self.number:
-            faulthandler.dump_traceback_later(self.patience, exit=True, file=2)
-            self.number, self.since = number, time.monotonic()
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once\n")
-        elif time.monotonic() - self.since >= 1:  # `timeout` and batch systems send one twice
-            os._exit(128 + number)
-
-    def asked(self) -> bool:
-        """Whether an end was asked for, which is answered herewith."""
-        if self.number:
-            faulthandler.cancel_dump_traceback_later()
-        return bool(self.number)
-
-    def close(self) -> None:
-        """Gives the signals back the meaning that they had."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-# -------------------------------------------------------------------------------------------------------------- result
-
-
-def make_result(args: BaseArgs, dataset: Dataset, evaluations: list[dict]) -> dict[str, Any]:
-    """What result.json holds. evaluations: step, and name -> one value per member.
-
-    With --grid, scores and evaluations stand under `grid`: for each combination its `values`, and what the result of a
-    run with these alone would have."""
-    parts = []
-    for values, part in combinations_of(args):
-        its_own = [{name: x if name == "step" else x[part] for name, x in each.items()} for each in evaluations]
-        parts.append({"values": values} | scores(args.eval_every, bool(dataset.task), its_own))
-    about = {
-        "algo": script_of(type(args)).stem,
-        "env": dataset.name,
-        "task": dataset.task,
-        "seeds": [args.seed + i for i in range(args.num_seeds)],
-        "steps": evaluations[-1]["step"],
-    }
-    found = {"grid": parts} if args.grid else {name: x for name, x in parts[0].items() if name != "values"}
-    return about | found | circumstances(dataset)
-
-
-def scores(eval_every: int, three: bool, evaluations: list[dict]) -> dict[str, Any]:
+def scores(eval_every: int, three: bool, evaluations: list[dict], part: slice) -> dict[str, Any]:
     """The benchmark's score of each seed: D4RL's normalized return, else success, else the return.
 
-    three: whether it is the mean of the last three evaluations (OGBench), and not the last one. The one at the end of a
-    run does not count if it is not a multiple of eval_every.
+    evaluations: step, and name -> one value per member. part: the members of one combination. three: whether the score
+    is the mean of the last three evaluations (OGBench), and not the last one. The one at the end of a run does not
+    count if it is not a multiple of eval_every.
     """
     reported = [name for name in FIGURES if any(name in x for x in evaluations)]
     none = [0.0] * len(evaluations[0]["return"])  # of a success that no episode had reported yet
-    evaluations = [{"step": x["step"]} | {name: x.get(name, none) for name in reported} for x in evaluations]
+    evaluations = [{"step": x["step"]} | {name: x.get(name, none)[part] for name in reported} for x in evaluations]
     name = next(name for name in ("normalized", "success", "return") if name in reported)
     trained = [evaluation for evaluation in evaluations if evaluation["step"] > 0]
     values = np.array([x[name] for x in trained])
@@ -445,34 +379,51 @@ def scores(eval_every: int, three: bool, evaluations: list[dict]) -> dict[str, A
     }
 
 
-def say_scores(result: dict[str, Any]) -> None:
-    """Prints the score of each combination, seed by seed, and its last evaluation."""
-    for part in result.get("grid", [result]):
-        name, last = combination_name(part.get("values", {})), " ".join(map(_short, part["last_per_seed"]))
-        each = " ".join(map(_short, part["score_per_seed"]))
-        say(f"score   {name} {each} ({part['score_is']}); last evaluation {last}".replace("    ", "   "))
+def short(values: Sequence[float]) -> str:
+    """1,234 0.123: three digits of each, without an exponent where the number is large."""
+    return " ".join(f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" for x in values)
 
 
 def circumstances(dataset: Dataset) -> dict[str, Any]:
-    """What a result depends on besides the arguments, for config.json and result.json."""
-    packages = ["jax", "jaxlib", "flax", "optax", "numpy", "ogbench", "gymnasium", "mujoco"]
-    packages += [x for x in ("h5py", "minari", "gymnasium-robotics") if installed(x.replace("-", "_"))]
+    """What a result depends on besides the arguments, for config.json and result.json. git_commit has `+changes` if
+    files differ from it, and is None outside of a checkout."""
+    versions = {"python": platform.python_version()}
+    packages = "jax jaxlib flax optax numpy ogbench gymnasium mujoco h5py minari gymnasium-robotics"
+    for package in packages.split():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the last three are optional
+            versions[package] = importlib.metadata.version(package)
+    # --git-dir: without it, git would ask the folders around this one, or the repository whose hook runs this.
+    git = "git --git-dir=.git describe --always --exclude='*' --abbrev=12 --dirty=+changes"
+    commit = subprocess.run(git, shell=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "dataset": dataset.describe(),
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
         "physics": PHYSICS,
-        "versions": {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in packages},
-        "git_commit": git_commit(),
+        "versions": versions,
+        "git_commit": commit or None,
     }
 
 
-def git_commit() -> str | None:
-    """Commit of this project's checkout, with `+changes` if files differ from it; None outside of one."""
-    if not (ROOT / ".git").exists():
-        return None
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a git hook's
-    command = shlex.split("git -c safe.directory=* describe --always --exclude=* --abbrev=12 --dirty=+changes")
-    try:
-        return subprocess.check_output(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.DEVNULL).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+class StopSignals:
+    """Ctrl-C, SIGTERM and SIGHUP. `number` becomes that of the first one, after which the run ends well. Another one,
+    a second or more later, ends the process at once. So does the first, showing where, if the run does not answer in
+    ten seconds, because something hangs. An ignored signal, as SIGHUP is under nohup, stays ignored.
+
+    Python calls a handler when a compiled program has returned, which is once per interval at least.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self.number, self.since = 0, 0.0
+        with contextlib.suppress(ValueError):  # only the main thread may have handlers
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    stack.callback(signal.signal, number, signal.signal(number, self._receive))
+
+    def _receive(self, number: int, _: Any) -> None:
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+            faulthandler.dump_traceback_later(10, exit=True, file=2)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once\n")
+        elif time.monotonic() - self.since >= 1:  # `timeout` and batch systems send one twice
+            os._exit(128 + number)

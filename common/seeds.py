@@ -35,13 +35,10 @@ def side_by_side(
     def agent_with(values):
         return agent_of(single(args, values) if values else args)
 
-    def init_one(key, values):
-        return MemberState(agent_with(values).init(key), values)
-
     def init():
         keys = jax.vmap(jax.random.PRNGKey)(jnp.array([member.seed for member in found], jnp.uint32))
         values = {name: jnp.array([member.values[name] for member in found], jnp.float32) for name in found[0].values}
-        return jax.jit(jax.vmap(init_one))(keys, values)
+        return jax.jit(jax.vmap(lambda key, values: MemberState(agent_with(values).init(key), values)))(keys, values)
 
     def train_one(member, buffer):
         state, metrics = train_interval(agent_with(member.values), member.state, buffer)

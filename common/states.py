@@ -6,12 +6,13 @@ from typing import Any
 
 import flax
 import jax
-import numpy as np
 
 from common import UserError
 from common.system import expanded, write_atomically
 
 FILE = "checkpoint.msgpack"
+# What a checkpoint tells besides the state, by the names that these things have in a Run.
+ABOUT = ("identity", "step", "updates", "seconds", "wall_seconds", "evaluations", "logs")
 
 
 def save(directory: Path, state: Any, about: dict[str, Any]) -> None:
@@ -27,44 +28,24 @@ def save(directory: Path, state: Any, about: dict[str, Any]) -> None:
 
 def load(directory: str | Path) -> dict[str, Any]:
     """The checkpoint of a run: `about`, as given to `save`, and `state`, for `restore`. Raises UserError if it is
-    missing, damaged, or of another version."""
+    damaged or of another version, and OSError if it is missing."""
     path = expanded(directory) / FILE
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    content = path.read_bytes()
     payload = content[32:]
     if hashlib.sha256(payload).digest() != content[:32]:
         raise UserError(f"{path} is damaged: its checksum is wrong.")
-    try:
-        checkpoint = flax.serialization.msgpack_restore(payload)
-    except Exception:  # whatever is not MessagePack raises
-        checkpoint = None
-    about = checkpoint.get("about") if isinstance(checkpoint, dict) and "state" in checkpoint else None
-    kinds = {"step": int, "evaluations": list, "logs": dict, "identity": str}
-    if not isinstance(about, dict) or any(type(about.get(name)) is not kind for name, kind in kinds.items()):
+    checkpoint = flax.serialization.msgpack_restore(payload)
+    if set(checkpoint) != {"about", "state"} or set(checkpoint["about"]) != set(ABOUT):
         raise UserError(f"{path} was written by another version of this project.")
     return checkpoint
 
 
 def restore(state: Any, saved: Any) -> Any:
     """The saved state in the structure of `state`, on its devices. Raises UserError if shapes or types differ."""
-    expected: Any = jax.tree.structure(flax.serialization.to_state_dict(state))
-    same = expected == jax.tree.structure(saved)
-    try:
-        restored = flax.serialization.from_state_dict(state, saved)
-        same &= jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, restored))
-    except (ValueError, KeyError, AttributeError):
-        same = False
-    if not same:
+    expected = flax.serialization.to_state_dict(state)
+    kinds, its_kinds = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (expected, saved))
+    if kinds != its_kinds:
         raise UserError("the checkpoint does not fit what this script makes of the run's config.json.")
+    restored = flax.serialization.from_state_dict(state, saved)
     # A copy: training reuses the memory of its state, and NumPy may still own that of `restored`.
-    copies = jax.tree.map(lambda old, new: jax.device_put(new, getattr(old, "sharding", None)), state, restored)
-    return jax.tree.map(lambda x: x.copy(), copies)
-
-
-def not_finite(state: Any) -> int | None:
-    """Index of the first member (leading axis) with a number that is not finite. state: of NumPy arrays."""
-    arrays = [x for x in jax.tree.leaves(state) if x.dtype.kind == "f"]
-    bad = (np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) for x in arrays)
-    return min((int(i) for indices in bad for i in indices), default=None)
+    return jax.tree.map(lambda old, new: jax.device_put(new, getattr(old, "sharding", None)).copy(), state, restored)

@@ -1,6 +1,7 @@
 """What a program needs of its machine: files that are whole or absent, locks, lines and progress bars. No JAX."""
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -14,14 +15,7 @@ from tqdm import tqdm
 
 from common import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: nothing keeps two processes apart there
-    fcntl = None  # type: ignore[assignment]
-
 ROOT = Path(__file__).resolve().parent.parent  # of this project
-
-# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def expanded(path: str | Path) -> Path:
@@ -75,8 +69,6 @@ def lock(path: Path, files: contextlib.ExitStack, wait: bool = False) -> bool:
 
     Returns False if another process holds the lock and `wait` is false. A file system without locks returns True.
     """
-    if fcntl is None:
-        return True
     # Read access is enough for a lock, so that a group can share a folder whatever the owner's umask is.
     file = os.open(path, os.O_RDONLY if path.exists() else os.O_RDONLY | os.O_CREAT, 0o666)
     files.callback(os.close, file)
@@ -87,9 +79,6 @@ def lock(path: Path, files: contextlib.ExitStack, wait: bool = False) -> bool:
     except OSError:
         pass
     return True
-
-
-# -------------------------------------------------------------------------------------------------------------- machine
 
 
 def usable_cores() -> int:
@@ -107,9 +96,6 @@ def require(package: str, what: str, extra: str) -> None:
     """Raises UserError if a package of an optional extra is missing."""
     if not installed(package):
         raise UserError(f"{what} needs {package}: uv pip install -e '.[{extra}]'")
-
-
-# ------------------------------------------------------------------------------------------------------------- progress
 
 
 def say(line: str) -> None:

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -32,23 +33,19 @@ class Workers(contextlib.AbstractContextManager):
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
         context: Any = multiprocessing.get_context(START_METHOD)
+        works = [cloudpickle.dumps((target, its_arguments)) for its_arguments in arguments]
         # A spawned process would import the main module again, and with the script all of JAX.
-        main = sys.modules["__main__"]
-        file, spec = main.__dict__.pop("__file__", None), main.__spec__
-        main.__spec__ = None
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
-            for its_arguments in arguments:
+            for work in works:
                 here, there = context.Pipe()
-                work = cloudpickle.dumps((target, its_arguments))
                 process = context.Process(target=_run, args=(there, work), daemon=True, name="a worker process")
                 process.start()
                 there.close()
                 self.pipes.append(here)
                 self.processes.append(process)
         finally:
-            main.__spec__ = spec
-            if file is not None:
-                main.__file__ = file
+            sys.modules["__main__"] = main
 
     def __exit__(self, *_):
         for pipe in self.pipes:

@@ -111,7 +111,7 @@ def test_action_chunks_as_in_the_document_train_go_on_and_are_played(changed, tm
     last = result_of(run)["evaluations"][-1]
     assert (result_of(run)["dataset"]["action_dim"], last["step"]) == (10, 20)
     assert last["length"][0] <= 200  # OGBench's 1,000 steps by fives
-    play = [sys.executable, ROOT / "tools" / "play.py", run, "--script", tmp_path / "chunked.py", "--no-progress"]
+    play = [sys.executable, ROOT / "tools" / "play.py", run, "--script", tmp_path / "chunked.py"]
     played = subprocess.run(play, capture_output=True, text=True, cwd=tmp_path)
     assert played.returncode == 0, played.stderr
     assert "chunked on" in played.stdout

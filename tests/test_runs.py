@@ -121,15 +121,19 @@ def test_a_run_by_hand(tmp_path):
 def test_the_score_on_ogbench_is_the_mean_of_the_last_three_evaluations():
     each = enumerate([0.0, 0.9, 0.1, 0.2, 0.6, 0.4])
     done = [{"step": 100 * i, "return": [0, 0], "success": [x, 2 * x]} for i, x in each]
-    whole = scores(100, True, done)
+
+    def score(three, evaluations):
+        return scores(100, three, evaluations, slice(None))
+
+    whole = score(True, done)
     assert (whole["score_per_seed"], whole["score"]) == (pytest.approx([0.4, 0.8]), pytest.approx(0.6))
     assert (whole["last_per_seed"], whole["best_per_seed"]) == ([0.4, 0.8], [0.9, 1.8])
     # The end of a shorter run that was extended does not count, because a run straight to the end lacks it.
-    extended = scores(100, True, [*done[:-1], {"step": 450, "return": [0, 0], "success": [1, 1]}, done[-1]])
+    extended = score(True, [*done[:-1], {"step": 450, "return": [0, 0], "success": [1, 1]}, done[-1]])
     assert extended["score_per_seed"] == whole["score_per_seed"]
-    assert scores(100, True, done[:2])["score_per_seed"] == [0.9, 1.8]  # nothing was learnt before the first update
-    assert scores(100, False, done)["score_per_seed"] == [0.4, 0.8]
-    found = scores(100, True, [{"step": 100, "return": [5]}, {"step": 200, "return": [6], "success": [1]}])
+    assert score(True, done[:2])["score_per_seed"] == [0.9, 1.8]  # nothing was learnt before the first update
+    assert score(False, done)["score_per_seed"] == [0.4, 0.8]
+    found = score(True, [{"step": 100, "return": [5]}, {"step": 200, "return": [6], "success": [1]}])
     assert [x["success"] for x in found["evaluations"]] == [[0], [1]]  # none had been reported before
 
 
@@ -182,7 +186,7 @@ def test_a_directory_that_is_no_run_is_left_as_it_is(tmp_path, fails, refused):
     for name in ("thesis.txt", ".new-thesis.txt"):
         (tmp_path / name).write_text("mine")
     refused(tmp_path, "holds thesis.txt and no run", *tiny_flags("driftql"))
-    assert "cannot use" in fails(driftql, *tiny_flags("driftql"), "--run-dir", tmp_path / "thesis.txt")
+    assert "thesis.txt: File exists." in fails(driftql, *tiny_flags("driftql"), "--run-dir", tmp_path / "thesis.txt")
 
 
 def test_other_data_are_refused(tmp_path, data_dir, fails):
@@ -234,12 +238,11 @@ def test_an_edited_config_is_refused(ended, refused):
 def test_another_checkpoint_in_its_place_is_refused(ended, refused):
     path = ended / states.FILE
     good = flax.serialization.msgpack_restore(path.read_bytes()[32:])
-    other = good | {"about": good["about"] | {"identity": "of another run"}}
-    changes = ({"about": 1}, {"about": {}}, {"about": good["about"] | {"step": "200"}})
-    wrong = [flax.serialization.msgpack_serialize(x) for x in (other, 1, *(good | x for x in changes))]
-    for payload in (*wrong, b"\x91" * 100_000 + b"\xc0", b"\xdd\xff\xff\xff\xff"):
+    other, older = (good | {"about": x} for x in (good["about"] | {"identity": "of another run"}, {"step": 40}))
+    for checkpoint, message in ((other, "belongs to other arguments"), (older, "was written by another version")):
+        payload = flax.serialization.msgpack_serialize(checkpoint)
         path.write_bytes(hashlib.sha256(payload).digest() + payload)
-        refused(ended, "belongs to other arguments" if payload == wrong[0] else "was written by another version")
+        refused(ended, message)
 
 
 @pytest.mark.parametrize("fault", ["fsync", "replace", "row"])
@@ -253,8 +256,8 @@ def test_a_full_disk_is_one_message_and_keeps_the_checkpoint(tmp_path, monkeypat
         run.log(losses(1.0, 1.0))
         run.save({"weights": np.ones(2)})
         if fault == "row":
-            run.train_log.unlink()
-            run.train_log.symlink_to("/dev/full")
+            (run.directory / "train.csv").unlink()
+            (run.directory / "train.csv").symlink_to("/dev/full")
         run.log(losses(1.0, 1.0))
         monkeypatch.setattr(os, fault, full)
         run.save({"weights": np.ones(2)})

@@ -1,11 +1,12 @@
 """From an environment's name, or a file, to a `Dataset`. What its arrays mean stands in dataset.py."""
 
 import functools
-import zipfile
+
+import numpy as np
 
 from common import UserError
 from common.data.bandits import BANDITS, load_bandit
-from common.data.dataset import Dataset, build
+from common.data.dataset import Dataset
 from common.system import expanded
 
 
@@ -36,37 +37,27 @@ def load_dataset(
     """
     if env in BANDITS and not dataset and task is None and rewards == "usual":
         return load_bandit(env, data)
-    from common.data import ogbench  # not above, because a bandit does not need it
+    from common.data import d4rl, files, ogbench, own  # not above, because a bandit does not need them
 
-    minari = dataset.removeprefix("minari:") if dataset and dataset.startswith("minari:") else None
-    path = expanded(dataset) if dataset and not minari and data != "none" else None
-    if path and not path.exists():
-        raise UserError(f"--dataset {path} does not exist.")
+    minari = dataset if dataset and dataset.startswith("minari:") else None
     named = None if minari else ogbench.resolve_name(env, task)
-    in_d4rl = None
-    if not minari and not named:
-        from common.data import d4rl
-
-        in_d4rl = d4rl.resolve(env)
+    in_d4rl = None if minari or named else d4rl.resolve(env)
     if task is not None and not named:
         raise UserError(f"--task belongs to OGBench's environments; {env} has no tasks.")
     if rewards != "usual" and not in_d4rl:
         raise UserError(f"--rewards {rewards} belongs to D4RL's datasets.")
-
-    # OGBench's files hold no rewards: they are computed from the positions.
-    if named and not (path and zipfile.is_zipfile(path) and "rewards.npy" in zipfile.ZipFile(path).namelist()):
-        return ogbench.load(*named, data, expanded(data_dir or ogbench.CACHE_DIR), collect_episodes, path)
-    if in_d4rl:
-        return d4rl.load(*in_d4rl, data, data_dir, path, rewards)
-    if dataset is None and data != "none":
-        raise ogbench.unknown_name(env, [*d4rl.TASKS, *BANDITS])
-    from common.data import own  # the benchmarks do not need it
-
     if minari:
-        # The command line repeats the dataset as --env where none is given: the dataset knows its environment.
-        return own.load_minari(minari, None if env == dataset else env, data, data_dir)
-    make_env = functools.partial(own.make_user_env, env)
+        return own.load_minari(minari, env, data, data_dir)
+    path = expanded(dataset) if dataset and data != "none" else None
+    if path and not path.exists():
+        raise UserError(f"--dataset {path} does not exist.")
     if named:
-        make_env = functools.partial(ogbench.make_ogbench_env, *named)
-    name, task = named or (env, None)
-    return own.load_file(name, task, make_env, path) if path else build(name, make_env)
+        # OGBench's files hold no rewards: they are computed from the positions.
+        if not path or not files.read_arrays(path, np.load, (), ("rewards",)):
+            return ogbench.load(*named, data, expanded(data_dir or ogbench.CACHE_DIR), collect_episodes, path)
+        return own.load_file(*named, functools.partial(ogbench.make_ogbench_env, *named), path)
+    if in_d4rl:
+        return d4rl.load(in_d4rl, data, data_dir, path, rewards)
+    if path or data == "none":
+        return own.load_file(env, None, functools.partial(own.make_user_env, env), path)
+    raise ogbench.unknown_name(env, [*d4rl.FILES, *BANDITS])

@@ -45,17 +45,13 @@ def load_bandit(name: str, data: str) -> Dataset:
     make_env = functools.partial(Bandit, name)
     if data == "none":
         return build(name, make_env)
-    env, rng, size = Bandit(name), np.random.default_rng(0), 10_000
+    centers, means, slope = (np.array(x) for x in BANDITS[name])
+    rng, size = np.random.default_rng(0), 10_000
     mode = np.arange(size) % 4
-    actions = np.clip(env.centers[mode] + 0.05 * rng.standard_normal((size, 2)), -1.0, 1.0)
-    distances = np.linalg.norm(actions - env.centers[mode], axis=1)
-    rewards = env.means[mode] - env.slope * distances + 0.5 * rng.standard_normal(size)
-    arrays = {
-        "observations": np.ones((size, 1), np.float32),
-        "actions": actions.astype(np.float32),
-        "rewards": rewards.astype(np.float32),
-        "masks": np.zeros(size, np.float32),
-        "terminals": np.ones(size, np.float32),
-        "rows": np.arange(size),
-    }
-    return build(name, make_env, arrays, source="builtin")
+    actions = np.clip(centers[mode] + 0.05 * rng.standard_normal((size, 2)), -1 + 1e-5, 1 - 1e-5)
+    distances = np.linalg.norm(actions - centers[mode], axis=1)
+    rewards = means[mode] - slope * distances + 0.5 * rng.standard_normal(size)
+    ones, rows = np.ones(size, np.float32), np.arange(size, dtype=np.int32)
+    # In the order of Dataset's fields: masks are 0, terminals are 1.
+    arrays = (ones[:, None], actions.astype(np.float32), rewards.astype(np.float32), 0 * ones, ones, rows)
+    return Dataset(name, make_env, *arrays, num_trajectories=size, source="builtin")

@@ -12,6 +12,7 @@ collection. The data do not depend on interruptions or on the number of workers.
 """
 
 import importlib.metadata
+import io
 import os
 import platform
 import shutil
@@ -23,9 +24,9 @@ import numpy as np
 from common import UserError
 from common.data import procedures
 from common.data.dataset import PHYSICS
-from common.data.files import alone, read_json
+from common.data.files import once, read_json
 from common.data.ogbench import CACHE_DIR, OGBENCH_NAMES, unknown_name
-from common.system import expanded, progress_bar, replacing, sha256, usable_cores, write_json
+from common.system import expanded, progress_bar, sha256, usable_cores, write_atomically, write_json
 from common.workers import Workers
 
 
@@ -40,7 +41,8 @@ def collect(
 ) -> Path:
     """Collects an OGBench dataset on this machine, unless it is there. Returns the path of the training file.
 
-    Raises UserError for a dataset that cannot be collected, senseless numbers, or a folder that cannot be written.
+    Raises UserError for a dataset that cannot be collected or senseless numbers, and the system's error for a folder
+    that cannot be written.
 
     Args:
         name: OGBench dataset, for example antmaze-large-navigate.
@@ -52,22 +54,20 @@ def collect(
     """
     if name not in OGBENCH_NAMES:
         raise unknown_name(name)
-    plan = procedures.procedure(name)
-    episodes = plan.episodes if episodes is None else episodes
+    official_episodes, steps, description = procedures.procedure(name)
+    episodes = official_episodes if episodes is None else episodes
     if episodes < 1 or (workers is not None and workers < 1) or seed < 0 or not 0 <= p_random_action <= 1:
         raise UserError("episodes and workers must be positive, the seed 0 or more, p_random_action from 0 to 1.")
     noise = f"-random{p_random_action}" if p_random_action else ""
     path = expanded(out) / f"{name}-{episodes}-episodes-seed{seed}{noise}.npz"
-    if path.exists():  # it gets its name last of all; its folder may be read-only by now
-        return path
     record = {
         "name": name,
         "source": "collected on this machine, not OGBench's official file",
-        "procedure": plan.description,
+        "procedure": description,
         "episodes": episodes,
-        "official_episodes": plan.episodes,
+        "official_episodes": official_episodes,
         "validation_episodes": max(1, episodes // 10),
-        "rows_per_episode": plan.steps,
+        "rows_per_episode": steps,
         "seed": seed,
         "p_random_action": p_random_action,
         "goals_reached_per_episode": None,
@@ -76,14 +76,7 @@ def collect(
         "versions": {p: importlib.metadata.version(p) for p in ("ogbench", "mujoco", "gymnasium", "numpy")}
         | {"python": platform.python_version()},
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_name(f".{path.stem}.lock"), f"collecting {path.name}"):
-            if not path.exists():
-                _collect(path, record, workers or usable_cores())
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; name another folder.") from None
-    return path
+    return once(path, "collecting", lambda: _collect(path, record, workers or usable_cores()))
 
 
 def _collect(path: Path, record: dict, workers: int) -> None:
@@ -94,46 +87,40 @@ def _collect(path: Path, record: dict, workers: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_json(folder / "made_by.json", made_by)
-    name, episodes, validation = (record[key] for key in ("name", "episodes", "validation_episodes"))
-    files = [folder / f"{index}.npz" for index in range(episodes + validation)]
-    rows = record["rows_per_episode"]
-    print(f"collect {name}: {episodes:,} + {validation:,} episodes of {rows:,} rows", flush=True)
+    name, episodes, more = (record[key] for key in ("name", "episodes", "validation_episodes"))
+    files = [folder / f"{index}.npz" for index in range(episodes + more)]
+    print(f"collect {name}: {episodes:,} + {more:,} episodes of {record['rows_per_episode']:,} rows", flush=True)
     missing = [index for index, file in enumerate(files) if not file.exists()]
-    waiting = iter(missing)
-    pool = Workers(_work, [(files, record)] * min(workers, len(missing)))
+    shares = [missing[i::workers] for i in range(min(workers, len(missing)))]
+    pool = Workers(_work, [(files, share, record) for share in shares])
     bar = progress_bar(f"collect {name}", len(files), "episode", initial=len(files) - len(missing))
     with pool, bar:
-        for pipe in pool.pipes:
-            pool.send(pipe, next(waiting))
         for _ in missing:
-            pipe = wait(pool.pipes)[0]  # type: ignore[assignment]
-            pool.receive(pipe)
+            pool.receive(wait(pool.pipes)[0])  # type: ignore[arg-type]
             bar.update()
-            if (index := next(waiting, None)) is not None:
-                pool.send(pipe, index)
 
     reached = [_read(file, "reached") for file in files]
     record |= {"goals_reached_per_episode": round(float(np.mean(reached)), 3), "sha256": {}}
-    targets = {path.with_name(f"{path.stem}-val.npz"): files[episodes:], path: files[:episodes]}
     with np.load(files[0]) as first:
         keys = [key for key in first if key != "reached"]
-    for target, its_files in targets.items():
-        _write(folder / target.name, {key: np.concatenate([_read(file, key) for file in its_files]) for key in keys})
-        record["sha256"][target.name] = sha256(folder / target.name)
+    # The training file gets its name last of all.
+    validation, training = path.with_name(f"{path.stem}-val.npz"), folder / path.name
+    for target, its_files in ((validation, files[episodes:]), (training, files[:episodes])):
+        _write(target, {key: np.concatenate([_read(file, key) for file in its_files]) for key in keys})
+        record["sha256"][target.name] = sha256(target)
     write_json(path.with_suffix(".json"), record)
-    for target in targets:
-        os.replace(folder / target.name, target)
+    os.replace(training, path)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _work(pipe: Connection, files: list[Path], record: dict) -> None:
-    """Writes each episode whose number arrives, and answers, until the pipe ends."""
+def _work(pipe: Connection, files: list[Path], share: list[int], record: dict) -> None:
+    """Writes the episodes of these numbers, and says so after each."""
     player = procedures.make_player(record["name"])
-    while True:
-        index = pipe.recv()
+    for index in share:
         arrays, reached = procedures.play(player, record["seed"], index, record["p_random_action"])
         _write(files[index], arrays | {"reached": np.array(reached)})
         pipe.send(index)
+    pipe.recv()  # until the parent ends: a closed pipe is a worker that failed
 
 
 def _read(file: Path, key: str) -> np.ndarray:
@@ -142,11 +129,9 @@ def _read(file: Path, key: str) -> np.ndarray:
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an npz file, which is on the disk before it gets its name."""
-    with replacing(file) as temporary, open(temporary, "xb") as stream:  # x: a link planted there is not followed
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        stream.flush()
-        os.fsync(stream.fileno())
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(file, content.getvalue())
 
 
 if __name__ == "__main__":

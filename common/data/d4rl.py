@@ -7,7 +7,6 @@ import contextlib
 import functools
 import io
 import os
-import re
 import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -19,22 +18,22 @@ import numpy as np
 from common import UserError
 from common.data.dataset import Dataset, build
 from common.data.files import fetch, read_arrays
-from common.data.ogbench import restore_contact_margins, simulator
+from common.data.ogbench import in_mujoco
 from common.system import expanded, require, sha256
 
 HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
-# Task -> version -> HDF5 file on the host. The first version is the default.
-TASKS: dict[str, dict[str, str]] = {}
+FILES: dict[str, str] = {}  # on the host. The first version of a task is the default.
 for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
     size = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[maze.split("-")[0]]
     file = f"Ant_maze_{size}_noisy_multistart_{maze != 'umaze'}_multigoal_{'diverse' in maze}_sparse"
-    TASKS[f"antmaze-{maze}"] = {"v2": f"ant_maze_v2/{file}_fixed.hdf5", "v0": f"ant_maze_new/{file}.hdf5"}
+    FILES[f"antmaze-{maze}-v2"] = f"ant_maze_v2/{file}_fixed.hdf5"
+    FILES[f"antmaze-{maze}-v0"] = f"ant_maze_new/{file}.hdf5"
 for robot in ("halfcheetah", "hopper", "walker2d"):
     for data in ("medium", "medium-replay", "medium-expert"):
-        TASKS[f"{robot}-{data}"] = {"v2": f"gym_mujoco_v2/{robot}_{data.replace('-', '_')}-v2.hdf5"}
+        FILES[f"{robot}-{data}-v2"] = f"gym_mujoco_v2/{robot}_{data.replace('-', '_')}-v2.hdf5"
 for hand in ("pen", "door", "hammer", "relocate"):
     for data in ("human", "cloned", "expert"):
-        TASKS[f"{hand}-{data}"] = {"v1": f"hand_dapg_v1/{hand}-{data}-v1.hdf5"}
+        FILES[f"{hand}-{data}-v1"] = f"hand_dapg_v1/{hand}-{data}-v1.hdf5"
 
 # Environment, time limit, and the returns that are scores of 0 and 100 (d4rl/infos.py): a random policy's, an expert's.
 # gymnasium's v4 pays and ends as D4RL's. v5 pays 1 less where the robot falls, and has another Walker2d.
@@ -50,32 +49,27 @@ FAMILIES = {
 }
 
 
-def resolve(env: str) -> tuple[str, str] | None:
-    """Returns task and version of a D4RL name, with or without its version (hopper-medium, antmaze-umaze-v0), None for
-    other names. Raises UserError for a version that there is not."""
-    name, version = re.fullmatch(r"(.*?)(?:-(v\d+))?", env, re.DOTALL).groups()  # type: ignore[union-attr]
-    if name not in TASKS:
-        return None
-    if version not in (None, *TASKS[name]):
-        raise UserError(f"--env {env}: of D4RL's {name} there is {' and '.join(TASKS[name])} here.")
-    return name, version or next(iter(TASKS[name]))
+def resolve(env: str) -> str | None:
+    """Returns a D4RL name with its version, which `env` may leave out: hopper-medium-v2 for hopper-medium. None for
+    other names."""
+    return next((name for name in FILES if env in (name, name.rpartition("-")[0])), None)
 
 
-def load(task: str, version: str, data: str, data_dir: str | None, path: Path | None, rewards: str) -> Dataset:
+def load(name: str, data: str, data_dir: str | None, path: Path | None, rewards: str) -> Dataset:
     """Loads transitions and evaluation environment of a D4RL task, named as by `resolve`.
 
     data, data_dir: as in `load_dataset`. path: an HDF5 file in D4RL's layout, wherever it is from. rewards: a name of
     `treat_rewards`.
     """
-    name, family, make = f"{task}-{version}", task.split("-")[0], functools.partial(make_env, task)
+    family, make = name.split("-")[0], functools.partial(make_env, name)
     about: dict[str, Any] = {"environment": FAMILIES[family][0], "reference": FAMILIES[family][2]}
     if data == "none":
         return build(name, make, **about)
+    require("h5py", f"--env {name}", "d4rl")
     source = "user" if path else "d4rl"
     if path is None:
-        file = Path(TASKS[task][version])
-        path = expanded(data_dir or os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets") / file.name
-        fetch(f"{HOST}/{file}", path, read_hdf5, data)
+        folder = expanded(data_dir or os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets")
+        path = fetch(f"{HOST}/{FILES[name]}", folder / Path(FILES[name]).name, read_hdf5, data)
     arrays = read_hdf5(path, goes_on=family == "antmaze")
     arrays["rewards"][arrays["rows"]] = treat_rewards(arrays, rewards, family)
     return build(name, make, arrays, path, source=source, sha256=sha256(path), **about)
@@ -89,7 +83,6 @@ def read_hdf5(path: Path, goes_on: bool = False) -> dict[str, np.ndarray]:
     trajectory goes on where the mask is 0, as antmaze's does at the goal. Raises UserError if the file cannot be read,
     lacks an array, or holds anything but finite numbers.
     """
-    require("h5py", path.name, "d4rl")
     import h5py
 
     arrays = read_arrays(path, h5py.File, ("observations", "actions", "rewards", "terminals", "timeouts"))
@@ -110,7 +103,7 @@ def treat_rewards(arrays: dict[str, np.ndarray], how: str, family: str) -> np.nd
     rows = arrays["rows"]
     r = arrays["rewards"][rows].astype(np.float64)
     if how == "usual":
-        return r - 1 if family == "antmaze" else r
+        return r - (family == "antmaze")
     if how == "cql_antmaze":
         return 4 * (r - 0.5)
     starts = np.append(0, np.flatnonzero((np.diff(rows) != 1) | (arrays["masks"][rows[:-1]] == 0)) + 1)
@@ -140,17 +133,17 @@ def make_env(task: str, **kwargs: Any) -> gymnasium.Env:
     family = task.split("-")[0]
     env_id, steps, _ = FAMILIES[family]
     options = kwargs | dict(disable_env_checker=True, max_episode_steps=-1)  # the limit is D4RL's, below
-    with simulator():
+
+    def make() -> gymnasium.Env:
         if family == "antmaze":
-            env: gymnasium.Env = AntMaze(task, **kwargs)
-        elif env_id.startswith("Adroit"):
-            require("gymnasium_robotics", f"--env {task}", "d4rl")
-            with contextlib.redirect_stderr(io.StringIO()):  # a notice about the reward, which the wrapper fixes
-                env = Adroit(gymnasium.make(f"gymnasium_robotics:{env_id}", **options), family)
-        else:
-            env = gymnasium.make(env_id, **options)
-    restore_contact_margins(env)
-    return gymnasium.wrappers.TimeLimit(env, 700 if "umaze" in task else steps)
+            return AntMaze(task, **kwargs)
+        if not env_id.startswith("Adroit"):
+            return gymnasium.make(env_id, **options)
+        require("gymnasium_robotics", f"--env {task}", "d4rl")
+        with contextlib.redirect_stderr(io.StringIO()):  # a notice about the reward, which the wrapper fixes
+            return Adroit(gymnasium.make(f"gymnasium_robotics:{env_id}", **options), family)
+
+    return gymnasium.wrappers.TimeLimit(in_mujoco(make), 700 if "umaze" in task else steps)
 
 
 class Adroit(gymnasium.Wrapper):
@@ -188,7 +181,7 @@ class AntMaze(gymnasium.Wrapper):
         for i, j in np.argwhere(self.maze_map):
             box = {"name": f"block_{i}_{j}", "type": "box", "contype": "1", "conaffinity": "1", "material": "wall"}
             ET.SubElement(world, "geom", box | {"pos": f"{4 * (j - 1)} {4 * (i - 1)} 1", "size": "2 2 1"})
-        file = f"{tempfile.gettempdir()}/maze.xml"  # in `simulator`'s folder
+        file = f"{tempfile.gettempdir()}/maze.xml"  # in `in_mujoco`'s folder
         tree.write(file)
         # For films: from straight above, as OGBench's mazes.
         rows, columns = self.maze_map.shape

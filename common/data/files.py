@@ -2,91 +2,78 @@
 checks that every file passes."""
 
 import contextlib
-import http.client
 import json
+import os
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common import UserError
-from common.system import lock, progress_bar, replacing, say, sha256, write_json
+from common.system import lock, progress_bar, say, sha256, write_json
 
+TIMEOUT = 30  # seconds of silence of a host
 ONE_PER_ROW = ("rewards", "masks", "terminals", "timeouts")  # arrays of one number in a row
 
 
-class Unreachable(UserError):
-    """A file is not there, and cannot be downloaded."""
-
-    def __init__(self, url: str, path: Path, why: str):
-        what = f"{path} does not exist and cannot be downloaded from {url} ({why})"
-        super().__init__(f"{what}. Name the folder of a copy with --data-dir.")
-
-
-def fetch(url: str, path: Path, check: Callable[[Path], object], data: str = "auto", timeout: float = 30) -> None:
-    """Downloads a file, unless it is there. One process downloads, the others wait for it.
+def fetch(url: str, path: Path, check: Callable[[Path], object], data: str = "auto") -> Path:
+    """Downloads a file, unless it is there, and returns its path. One process downloads, the others wait for it.
 
     The file gets its name last, when `check` has raised nothing and a record with address and sha256 is written. Raises
-    Unreachable if the host does not deliver, the folder cannot be written or `data` does not allow a download, and
-    another UserError if a part or something else arrives. timeout: seconds of silence.
+    UserError if the file is not there and cannot be downloaded: `data` does not allow it, the folder cannot be written,
+    the host does not deliver, or a part or something else arrives.
     """
-    if path.exists():
-        return
-    if data not in ("auto", "download"):
-        raise Unreachable(url, path, "nothing is to be downloaded")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_name(f".{path.name}.lock"), f"downloading {path.name}"):
-            if not path.exists():
-                _download(url, path, check, timeout)
-    except OSError as error:
-        raise Unreachable(url, path, first_line(error)) from None
+        if data not in ("auto", "download") and not path.exists():
+            raise UserError("nothing is to be downloaded")
+        return once(path, "downloading", lambda: _download(url, path, check))
+    except Exception as error:  # of the system, the network, the library that opens the file
+        what = f"{path} does not exist and cannot be downloaded from {url} ({first_line(error)})"
+        raise UserError(f"{what}. Name the folder of a copy with --data-dir.") from None
 
 
-def _download(url: str, path: Path, check: Callable[[Path], object], timeout: float) -> None:
-    for part in path.parent.glob(f".new-*-{path.name}"):  # of a process that was killed
-        part.unlink()
-    with replacing(path) as temporary:
-        try:
-            # x: a link planted there is not followed
-            with urllib.request.urlopen(url, timeout=timeout) as answer, open(temporary, "xb") as file:
-                total = int(answer.headers.get("Content-Length") or 0)
-                with progress_bar(f"download {path.name}", total, "byte", shown=total > 0) as bar:
-                    while block := answer.read(1 << 18):
-                        bar.update(file.write(block))
-        except http.client.IncompleteRead:
-            pass  # which not every Python raises
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unreachable(url, path, first_line(error)) from None
-        if (size := temporary.stat().st_size) < total:
-            raise UserError(f"{url} did not arrive whole ({size:,} of {total:,} bytes); try again.")
-        try:
-            check(temporary)
-        except Exception as error:  # of the library that opens it
-            raise UserError(f"what {url} sent is not {path.name}: {first_line(error)}. Try again.") from None
-        record, digest = path.with_name(f"{path.stem}-download.json"), sha256(temporary)
+def _download(url: str, path: Path, check: Callable[[Path], object]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        # x: a link planted there is not followed
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(part, "xb") as file:
+            total = int(answer.headers.get("Content-Length") or 0)
+            with progress_bar(f"download {path.name}", total, "byte", shown=total > 0) as bar:
+                while block := answer.read(1 << 18):
+                    bar.update(file.write(block))
+        if (size := part.stat().st_size) < total:  # of which not every Python raises an error
+            raise UserError(f"{size:,} of {total:,} bytes arrived; try again")
+        check(part)
+        record, digest = path.with_name(f"{path.stem}-download.json"), sha256(part)
         if read_json(record).get("sha256") != digest:  # else the older record may have a better address
             write_json(record, {"url": url, "sha256": digest})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; an empty one if the file is missing or holds something else."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path.read_text()))
     return {}
 
 
-@contextlib.contextmanager
-def alone(path: Path, doing: str) -> Iterator[None]:
-    """Lets in one process at a time, by the lock of this file. The others print "another process is {doing}"."""
+def once(path: Path, doing: str, make: Callable[[], object]) -> Path:
+    """Makes a file by make(), unless it is there. One process does; the others say what it is doing, and wait."""
+    if path.exists():  # its folder may be read-only by now
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:
-        if not lock(path, files):
-            say(f"another process is {doing}; waiting for it")
-            lock(path, files, wait=True)
-        yield
+        if not lock(file := path.with_name(f".{path.name}.lock"), files):
+            say(f"another process is {doing} {path.name}; waiting for it")
+            lock(file, files, wait=True)
+        if not path.exists():
+            make()
+    return path
 
 
 def first_line(error: BaseException) -> str:
@@ -115,21 +102,17 @@ def read_arrays(
 
 
 def checked_numbers(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays as float32, and `button_states` as they are.
-
-    Raises UserError unless all hold finite numbers in as many rows as the first has.
-    """
-    length = len(np.atleast_1d(next(iter(arrays.values())))) or 1
+    """Returns the arrays as float32. Raises UserError unless all hold finite numbers in equally many rows."""
+    length = max([1, *(len(x) for x in arrays.values() if x.ndim)])
     checked = {}
     for key, x in arrays.items():
-        rows = x.shape[:1] == (length,) and (x.size == length or key not in ONE_PER_ROW)
-        if x.dtype.kind not in "fiub" or not rows:
-            needed = f"{'one number' if key in ONE_PER_ROW else 'numbers'} in each of {length} rows"
+        single = key in ONE_PER_ROW
+        if x.dtype.kind not in "fiub" or x.shape[:1] != (length,) or (single and x.size != length):
+            needed = f"{'one number' if single else 'numbers'} in each of {length} rows"
             raise UserError(f"{path}: '{key}' has type {x.dtype} and shape {x.shape}, needed: {needed}.")
         with np.errstate(over="ignore"):  # to infinity, which is found below
-            x = x if key == "button_states" else x.astype(np.float32)
-        if not np.isfinite(x).all():
-            bad = np.flatnonzero(~np.isfinite(x.reshape(length, -1)).all(axis=1))[0]
+            checked[key] = x.astype(np.float32).reshape(length if single else x.shape)  # some of D4RL's have (R, 1)
+        if not np.isfinite(checked[key]).all():
+            bad = np.argwhere(~np.isfinite(checked[key]))[0, 0]
             raise UserError(f"{path}: '{key}' is NaN, infinite or beyond float32, first in row {bad}.")
-        checked[key] = x.reshape(-1) if key in ONE_PER_ROW else x  # some of D4RL's files have (R, 1)
     return checked

@@ -1,6 +1,5 @@
 """OGBench (arXiv 2410.20092): names, tasks, environments, and where a file is from."""
 
-import contextlib
 import difflib
 import functools
 import os
@@ -9,7 +8,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,23 @@ import numpy as np
 
 from common import UserError
 from common.data.dataset import MARGINS_ADD_UP, Dataset, build
-from common.data.files import Unreachable, fetch, first_line, read_arrays, read_json
+from common.data.files import fetch, first_line, read_arrays, read_json
 from common.system import expanded, sha256
 
 OFFICIAL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 CACHE_DIR = Path("~/.ogbench/data")  # ogbench's own, so that files are shared with other projects; ours in `collected`
 
-# Domain -> sizes, kinds of data. Singletask versions exist for all of these in ogbench >= 1.2.
-DOMAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "pointmaze": (("medium", "large", "giant", "teleport"), ("navigate", "stitch")),
-    "antmaze": (("medium", "large", "giant", "teleport"), ("navigate", "stitch", "explore")),
-    "humanoidmaze": (("medium", "large", "giant"), ("navigate", "stitch")),
-    "antsoccer": (("arena", "medium"), ("navigate", "stitch")),
-    "cube": (("single", "double", "triple", "quadruple"), ("play", "noisy")),
-    "scene": (("",), ("play", "noisy")),
-    "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
-}
+# Singletask versions exist for all of these in ogbench >= 1.2.
+NAVIGATE, PLAY = ("navigate", "stitch"), ("play", "noisy")
 OGBENCH_NAMES = [
-    "-".join(filter(None, (domain, size, kind)))
-    for domain, (sizes, kinds) in DOMAINS.items()
-    for kind in kinds
-    for size in sizes
-    if (domain, size, kind) != ("antmaze", "giant", "explore")
+    *(f"pointmaze-{size}-{kind}" for size in ("medium", "large", "giant", "teleport") for kind in NAVIGATE),
+    *(f"antmaze-{size}-{kind}" for size in ("medium", "large", "giant", "teleport") for kind in NAVIGATE),
+    *(f"antmaze-{size}-explore" for size in ("medium", "large", "teleport")),
+    *(f"humanoidmaze-{size}-{kind}" for size in ("medium", "large", "giant") for kind in NAVIGATE),
+    *(f"antsoccer-{field}-{kind}" for field in ("arena", "medium") for kind in NAVIGATE),
+    *(f"cube-{count}-{kind}" for count in ("single", "double", "triple", "quadruple") for kind in PLAY),
+    *(f"scene-{kind}" for kind in PLAY),
+    *(f"puzzle-{size}-{kind}" for size in ("3x3", "4x4", "4x5", "4x6") for kind in PLAY),
 ]
 DEFAULT_TASK = {"antsoccer": 4, "cube": 2, "scene": 2, "puzzle": 4}  # the benchmark's; 1 elsewhere
 
@@ -64,9 +58,8 @@ def resolve_name(env: str, task: int | None = None) -> tuple[str, int] | None:
 
 def unknown_name(env: str, others: Sequence[str] = ()) -> UserError:
     """Returns the message for a name that no benchmark has, with those that look like it. others: known names too."""
-    close = difflib.get_close_matches(env.lower(), [*OGBENCH_NAMES, *others], n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(close)}?" if close else f"for example {OGBENCH_NAMES[0]}."
-    return UserError(f"unknown environment '{env}': {hint} For your own data add --dataset FILE.npz.")
+    close = ", ".join(difflib.get_close_matches(env.lower(), [*OGBENCH_NAMES, *others], n=3, cutoff=0))
+    return UserError(f"unknown environment '{env}'; did you mean {close}? For your own data add --dataset FILE.npz.")
 
 
 # Of a screen that is not there, of an environment's age, and of its precision at each use of an action space.
@@ -79,44 +72,38 @@ def make_ogbench_env(name: str, task: int, **kwargs: Any) -> gymnasium.Env:
     Success is computed on the state after the action (`success_timing='post'`), as in OGBench 1.1.0, with which the
     papers' numbers were made. Newer versions compute it on the state before the action.
     """
-    env_name = "-".join([*name.split("-")[:-1], "singletask", f"task{task}", "v0"])
-    return make_raw_ogbench_env(env_name, success_timing="post", **kwargs)
+    env_id = f"{name.rpartition('-')[0]}-singletask-task{task}-v0"
+    return make_raw_ogbench_env(env_id, success_timing="post", **kwargs)
 
 
 def make_raw_ogbench_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
     """Makes any of OGBench's environments."""
-    with simulator():
-        import ogbench  # noqa: F401  (registers the environments)
-
-        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    # The arms' models have no margins, and are compiled at the first reset.
-    if "maze" in env_id or "antsoccer" in env_id:
-        restore_contact_margins(env)
-    return env
+    return in_mujoco(lambda: gymnasium.make(f"ogbench:{env_id}", disable_env_checker=True, **kwargs))
 
 
-def restore_contact_margins(env: Any) -> None:
-    """Restores contacts as before MuJoCo 3.5 (dataset.py). Half of each margin is the same where both are equal."""
-    if MARGINS_ADD_UP:
-        env.unwrapped.model.geom_margin[:] /= 2
+def in_mujoco(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """Makes an environment by make(), with contacts as before MuJoCo 3.5 (dataset.py). Half of each margin is the same
+    where both are equal.
 
-
-@contextlib.contextmanager
-def simulator():
-    """Imports MuJoCo, or raises UserError. Removes the temporary files of what is made: OGBench writes each maze to an
-    XML file, which MuJoCo reads once, and leaves the file."""
+    Removes the temporary files: OGBench writes each maze to an XML file, which MuJoCo reads once, and leaves the file.
+    Raises UserError if MuJoCo cannot be imported.
+    """
     try:
         import mujoco
     except Exception as error:  # of the renderer that MUJOCO_GL names, each of which has its own
         raise UserError(f"MuJoCo cannot be imported: {first_line(error)}.") from None
     before = tempfile.tempdir
     mujoco.set_mju_user_warning(lambda message: None)  # of an old word in a model, which writes a log file to ./
-    with tempfile.TemporaryDirectory() as tempfile.tempdir:
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
-            mujoco.set_mju_user_warning(None)
+    try:
+        with tempfile.TemporaryDirectory() as tempfile.tempdir:
+            env = make()
+    finally:
+        tempfile.tempdir = before
+        mujoco.set_mju_user_warning(None)
+    model = vars(env.unwrapped).get("model")  # the arms' have no margins, and are not there before the first reset
+    if MARGINS_ADD_UP and model is not None:
+        model.geom_margin[:] /= 2
+    return env
 
 
 def load(name: str, task: int, data: str, folder: Path, episodes: int | None, path: Path | None) -> Dataset:
@@ -136,22 +123,19 @@ def load(name: str, task: int, data: str, folder: Path, episodes: int | None, pa
     # Adds 'rewards' and 'masks' from the positions that are stored beside the observations.
     relabel_dataset(env.spec.id, env, arrays)  # type: ignore[union-attr]
     env.close()
-    digest, record, source = sha256(path), read_json(path.with_suffix(".json")), "unverified"
+    for key in ("qpos", *button_states):
+        del arrays[key]
+    digest, record = sha256(path), read_json(path.with_suffix(".json"))
+    about: dict[str, Any] = {"task": task, "source": "unverified", "sha256": digest}
     downloaded = read_json(path.with_name(f"{path.stem}-download.json"))
-    if "procedure" in record:
-        if record["sha256"].get(path.name) != digest:
-            raise UserError(f"{path} is not what was collected (another sha256); delete it to collect again.")
-        source, made = "collected", f"{record['episodes']:,} episodes (official: {record['official_episodes']:,})"
+    if (downloaded.get("url"), downloaded.get("sha256")) == (f"{OFFICIAL}/{path.name}", digest):
+        about["source"] = "official"
+    elif "procedure" in record and digest in record["sha256"].values():
+        about |= {"source": "collected", "collection": record}
+        made = f"{record['episodes']:,} episodes (official: {record['official_episodes']:,})"
         what = "WARNING These are NOT OGBench's official data. They were collected with its procedure"
         print(f"{what}: {made}.", file=sys.stderr)
-    elif (downloaded.get("url"), downloaded.get("sha256")) == (f"{OFFICIAL}/{path.name}", digest):
-        source = "official"
-    else:
-        print(
-            f"NOTE    Nothing says that {path} is OGBench's official file: it was not downloaded here (docs/data.md)."
-        )
-    collection = record if source == "collected" else None
-    return build(name, make_env, arrays, path, task=task, source=source, sha256=digest, collection=collection)
+    return build(name, make_env, arrays, path, **about)
 
 
 def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path:
@@ -164,9 +148,8 @@ def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path
             path = expanded(url) / path.name
         try:
             # A zip file's table of contents is at its end.
-            fetch(f"{url}/{path.name}", path, zipfile.ZipFile, "cache" if is_folder else data)
-            return path
-        except Unreachable as error:
+            return fetch(f"{url}/{path.name}", path, zipfile.ZipFile, "cache" if is_folder else data)
+        except UserError as error:
             if data != "auto":
                 raise UserError(f"{error} Or make such data by --data collect.") from None
             print(f"WARNING {error} Falling back to data collected on this machine.", file=sys.stderr)

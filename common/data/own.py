@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import batch_space, iterate
 
@@ -19,22 +20,17 @@ from common.data.files import checked_numbers, first_line, read_arrays
 from common.system import expanded, require, sha256
 
 
-def make_user_env(env: str | Path, **kwargs: Any) -> gymnasium.Env:
+def make_user_env(env: str | EnvSpec, **kwargs: Any) -> gymnasium.Env:
     """Makes any gymnasium environment, its observations flattened and its actions rescaled to [-1, 1].
 
-    env: a gymnasium id, or the folder of a Minari dataset, which names its own. Raises UserError if it cannot be made,
-    or if its actions are not one row of continuous, bounded numbers.
+    env: a gymnasium id, or the specification that a Minari dataset holds. Raises UserError if it cannot be made, or if
+    its actions are not one row of continuous, bounded numbers.
     """
-    what = f"the environment of {env}" if isinstance(env, Path) else f"--env {env}"
+    what = f"--env {env.id if isinstance(env, EnvSpec) else env}"
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a module of the user's may stand there
     try:
-        if isinstance(env, Path):
-            import minari
-
-            made = minari.MinariDataset(env / "data").recover_environment(disable_env_checker=True, **kwargs)
-        else:
-            made = gymnasium.make(env, disable_env_checker=True, **kwargs)
+        made = gymnasium.make(env, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
         module = "If a module of yours registers it, name that too: --env MODULE:NAME."
         raise UserError(f"{what} cannot be made: {first_line(error)}. {module}") from None
@@ -52,8 +48,10 @@ def make_user_env(env: str | Path, **kwargs: Any) -> gymnasium.Env:
     return gymnasium.wrappers.TransformAction(gymnasium.wrappers.FlattenObservation(made), rescaled, box)
 
 
-def load_file(name: str, task: int | None, make_env: Callable[..., gymnasium.Env], path: Path) -> Dataset:
-    """Reads your own npz file. The environment serves for evaluation only."""
+def load_file(name: str, task: int | None, make_env: Callable[..., gymnasium.Env], path: Path | None) -> Dataset:
+    """Reads your own npz file; None is the environment without data. The environment serves for evaluation only."""
+    if path is None:
+        return build(name, make_env, task=task)
     required = ("observations", "actions", "rewards", "masks", "terminals")
     arrays = read_arrays(path, np.load, required, ("next_observations",))
     # Without the next observation, the last row of a trajectory is a transition only if nothing is bootstrapped there.
@@ -63,20 +61,22 @@ def load_file(name: str, task: int | None, make_env: Callable[..., gymnasium.Env
 
 
 def load_minari(minari_id: str, env: str | None, data: str, data_dir: str | None) -> Dataset:
-    """Loads any Minari dataset from Minari's folder, where Minari downloads it to if `data` allows that.
+    """Loads any Minari dataset, minari:NAME, from Minari's folder, where Minari downloads it to if `data` allows that.
 
     An episode of T steps becomes T + 1 rows, the last of which starts no transition. Dict observations are flattened,
-    actions are rescaled to [-1, 1]. env: a gymnasium id for evaluation; None is the environment of the data.
+    actions are rescaled to [-1, 1]. env: a gymnasium id for evaluation. The environment of the data serves instead if
+    it is None, or the dataset again, as the command line has it.
     """
-    require("minari", f"--dataset minari:{minari_id}", "minari")
+    require("minari", f"--dataset {minari_id}", "minari")
     import minari
 
     if data_dir:
         os.environ["MINARI_DATASETS_PATH"] = str(expanded(data_dir))
-    columns: dict[str, list[np.ndarray]] = {}
+    episodes = []
     try:
-        dataset: Any = minari.load_dataset(minari_id, download=data in ("auto", "download"))
-        folder, name = Path(dataset.storage.data_path).parent, env or dataset.env_spec.id
+        dataset: Any = minari.load_dataset(minari_id.removeprefix("minari:"), download=data in ("auto", "download"))
+        spec = dataset.env_spec if env in (None, minari_id) else env
+        name = spec if isinstance(spec, str) else spec.id
         low, high = dataset.action_space.low.astype(float), dataset.action_space.high.astype(float)
         for episode in dataset.iterate_episodes() if data != "none" else ():
             steps = len(episode.actions)
@@ -89,14 +89,14 @@ def load_minari(minari_id: str, env: str | None, data: str, data_dir: str | None
                 "masks": np.append(1.0 - episode.terminations, 1),
                 "terminals": np.arange(steps + 1) == steps,
             }
-            for key, x in rows.items():
-                columns.setdefault(key, []).append(x)
+            episodes.append(rows)
     except Exception as error:  # of the network, its host, h5py, json, NumPy: Minari has none of its own
-        raise UserError(f"--dataset minari:{minari_id} cannot be loaded: {first_line(error)}.") from None
-    make_env = functools.partial(make_user_env, env or folder)
+        raise UserError(f"--dataset {minari_id} cannot be loaded: {first_line(error)}.") from None
+    make_env = functools.partial(make_user_env, spec)
     if data == "none":
         return build(name, make_env)
-    arrays = checked_numbers(folder, {key: np.concatenate(parts) for key, parts in columns.items()})
+    folder = Path(dataset.storage.data_path).parent
+    arrays = checked_numbers(folder, {key: np.concatenate([rows[key] for rows in episodes]) for key in episodes[0]})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = "".join(f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)  # as of sha256sum
     digest = hashlib.sha256(lines.encode()).hexdigest()

@@ -2,10 +2,9 @@
 numbers. An episode depends on the seed of the dataset and on its own number alone."""
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,45 +18,42 @@ STITCH_DISTANCE = 4  # cells between start and goal
 STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
 
 
-class Procedure(NamedTuple):
-    episodes: int  # in OGBench's training file
-    steps: int  # rows per episode
-    description: str
-
-
-def procedure(name: str) -> Procedure:
-    """OGBench's numbers for a dataset. Raises UserError where none can be collected here."""
+def procedure(name: str) -> tuple[int, int, str]:
+    """Returns OGBench's number of training episodes and of rows per episode, and a description of how it plays them.
+    Raises UserError for a dataset that cannot be collected here."""
     domain, *size, kind = name.split("-")
     if domain in ("humanoidmaze", "antsoccer") or kind == "noisy":
         why = "humanoidmaze and antsoccer need policies that take days to train, and of -noisy data only -play is made"
         raise UserError(f"{name} cannot be collected here: {why}. Name the folder of a copy with --data-dir.")
     if kind == "stitch":
-        return Procedure(5_000, 201, f"to a goal {STITCH_DISTANCE} cells away, action noise {ACTION_NOISE[domain]}")
+        return 5_000, 201, f"to a goal {STITCH_DISTANCE} cells away, action noise {ACTION_NOISE[domain]}"
     if kind == "explore":
-        return Procedure(10_000, 501, f"a new random direction every 10 steps, action noise {EXPLORE_NOISE}")
+        return 10_000, 501, f"a new random direction every 10 steps, action noise {EXPLORE_NOISE}"
     if kind == "navigate":
         episodes, steps = (500, 2_001) if size == ["giant"] else (1_000, 1_001)
-        return Procedure(episodes, steps, f"a new random goal at each success, action noise {ACTION_NOISE[domain]}")
+        return episodes, steps, f"a new random goal at each success, action noise {ACTION_NOISE[domain]}"
     episodes = {"triple": 3_000, "quadruple": 5_000, "4x5": 3_000, "4x6": 5_000}.get((*size, "")[0], 1_000)
-    return Procedure(episodes, 1_001, "plan oracle, noise 0.1, smoothing 0.5, a new target when it is done")
+    return episodes, 1_001, "plan oracle, noise 0.1, smoothing 0.5, a new target when it is done"
 
 
 def make_player(name: str) -> Callable:
-    """Makes player(rng, environment seed, p_random_action) -> arrays of one episode, (steps, ...) each, and how many
-    goals or targets were reached."""
+    """Makes player(rng, environment seed, p_random_action) -> rows of one episode, and how many goals or targets were
+    reached."""
     return (_maze_player if "maze" in name else _arm_player)(name)
 
 
 def play(player: Callable, seed: int, index: int, p_random_action: float) -> tuple[dict[str, np.ndarray], int]:
-    """Plays episode number `index` of a dataset. OGBench draws from NumPy's global generator too."""
+    """Plays episode number `index` of a dataset. Returns its arrays, (steps, ...) each, and what was reached."""
     rng = np.random.default_rng([seed, index])
-    np.random.seed(rng.integers(2**32, dtype=np.uint32))
-    return player(rng, int(rng.integers(2**31)), p_random_action)
+    np.random.seed(rng.integers(2**32, dtype=np.uint32))  # from which OGBench draws too
+    rows, reached = player(rng, int(rng.integers(2**31)), p_random_action)
+    types = {"terminals": bool, "button_states": np.int64}  # OGBench's
+    return {key: np.array([row[key] for row in rows], types.get(key, np.float32)) for key in rows[0]}, reached
 
 
 def _maze_player(name: str) -> Callable:
     """Point or ant, towards the oracle's next sub-goal."""
-    (domain, size, kind), steps = name.split("-"), procedure(name).steps
+    (domain, size, kind), (_, steps, _) = name.split("-"), procedure(name)
     env = make_raw_ogbench_env(f"{domain}-{size}-v0", terminate_at_goal=False, max_episode_steps=steps)
     walk = load_ant_expert() if domain == "antmaze" else None
     noise = EXPLORE_NOISE if kind == "explore" else ACTION_NOISE[domain]
@@ -96,23 +92,26 @@ def _maze_player(name: str) -> Callable:
                 maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(vertices[rng.integers(len(vertices))])))
             elif info["success"] and kind == "stitch":
                 reached = 1
-        return _columns(rows), reached
+        return rows, reached
 
     return play
 
 
 def _arm_player(name: str) -> Callable:
     """The arm, following one planned task after the other."""
-    (domain, size, *_), steps = name.split("-"), procedure(name).steps
+    (domain, size, *_), (_, steps, _) = name.split("-"), procedure(name)
     options: dict[str, Any] = {"mode": "data_collection", "visualize_info": False, "terminate_at_goal": False}
     env = make_raw_ogbench_env(f"{name.rpartition('-')[0]}-v0", max_episode_steps=steps, **options)
-    closed = {"gripper_always_closed": True} if domain == "puzzle" else {}
-    oracles = {}
-    for task in {"puzzle": ["button"], "scene": ["cube", "button", "drawer", "window"]}.get(domain, ["cube"]):
-        plan = importlib.import_module(f"ogbench.manipspace.oracles.plan.{task}_plan")
-        oracles[task] = getattr(plan, f"{task.capitalize()}PlanOracle")(
-            env=env, noise=0.1, noise_smoothing=0.5, **closed
-        )
+    # Not above, because it imports MuJoCo.
+    from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
+
+    noise: dict[str, Any] = {"noise": 0.1, "noise_smoothing": 0.5}
+    oracles = {
+        "button": button_plan.ButtonPlanOracle(domain == "puzzle", env, **noise),
+        "cube": cube_plan.CubePlanOracle(env, **noise),
+        "drawer": drawer_plan.DrawerPlanOracle(env, **noise),
+        "window": window_plan.WindowPlanOracle(env, **noise),
+    }
 
     def play(rng, seed, p_random_action):
         observation, info = env.reset(seed=seed)
@@ -128,10 +127,9 @@ def _arm_player(name: str) -> Callable:
                 new = env.unwrapped.set_new_target(p_stack=p_stack)
                 oracle = oracles[new[1]["privileged/target_task"]]
                 oracle.reset(*new)
-        columns = _columns(rows)
-        if domain == "scene" and not cube_stays_visible(columns["qpos"]):
+        if domain == "scene" and not cube_stays_visible(np.array([row["qpos"] for row in rows], np.float32)):
             return play(rng, seed + 1, p_random_action)  # such a scene is drawn again
-        return columns, reached
+        return rows, reached
 
     return play
 
@@ -151,12 +149,6 @@ def _step(env, rows, observation, action, rng, p_random_action):
     before = {key: info[f"prev_{key}"] for key in ("qpos", "qvel", "button_states") if f"prev_{key}" in info}
     rows.append({"observations": observation, "actions": action, "terminals": done} | before)
     return next_observation, done, info
-
-
-def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
-    """The columns of an episode, with OGBench's types."""
-    types = {"terminals": bool, "button_states": np.int64}
-    return {key: np.array([row[key] for row in rows], types.get(key, np.float32)) for key in rows[0]}
 
 
 def load_ant_expert() -> Callable[[np.ndarray], np.ndarray]:
