@@ -162,7 +162,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(2)
 
 
-def as_user_error(error: BaseException | None) -> UserError | None:
+def as_user_error(error: BaseException) -> UserError | None:
     """The error as a UserError, if the user can fix it: the system refuses a file, or a device's memory is full."""
     if isinstance(error, UserError):
         return error

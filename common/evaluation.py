@@ -5,6 +5,7 @@ in lockstep: each tick is one batched call of the policy for all lanes. An episo
 episode) alone and the lanes do not depend on the number of workers, so neither do the results.
 """
 
+import contextlib
 import itertools
 import math
 import multiprocessing
@@ -99,7 +100,8 @@ class Evaluator(Workers):
     def _ask(self, messages: list[tuple]) -> list | None:
         """Sends one message to each worker, and returns each one's answer; None if asked to stop meanwhile."""
         for pipe, message in zip(self.pipes, messages):
-            self.send(pipe, message)
+            with contextlib.suppress(OSError):  # if a worker is dead, `receive` gives the reason
+                pipe.send(message)
         answers = []
         for pipe in self.pipes:
             while not pipe.poll(0.5):  # an environment may hang

@@ -159,7 +159,7 @@ class Run(contextlib.AbstractContextManager):
     def __exit__(self, kind, error, traceback):
         with contextlib.suppress(OSError):  # a full disk has been reported already
             self.stack.close()
-        if fixable := as_user_error(error):
+        if error and (fixable := as_user_error(error)):
             kept = f" What was done is kept: --run-dir {self.directory} goes on." if self.directory.exists() else ""
             raise UserError(f"{fixable}{kept}") from None
 
