@@ -74,7 +74,7 @@ class Args(BaseArgs):
     num_samples: int = 50
     """actions to choose from when acting"""
     lr_decay: bool = False
-    """let both learning rates fall to 0 over --steps, as half a cosine; the published numbers had constant rates"""
+    """let both learning rates fall to 0 over all steps, as half a cosine; the published numbers had constant rates"""
 
     def check(self) -> None:
         """Raises ValueError for values that the algorithm cannot use."""
@@ -221,7 +221,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
     critic = Critic(args.hidden_dims, layer_norm=args.critic_layer_norm, **TORCH)
 
     def make_optimizer(rate):
-        rate = optax.cosine_decay_schedule(rate, args.steps) if args.lr_decay else rate
+        rate = optax.cosine_decay_schedule(rate, args.steps + args.online_steps) if args.lr_decay else rate
         return optax.chain(optax.clip_by_global_norm(args.grad_norm), optax.adam(rate))
 
     critic_rate = args.critic_learning_rate
@@ -366,6 +366,10 @@ def main(args: Args) -> Path:
                 run.log_evaluation(evaluate(state, run.step))
             if run.finished:
                 return run.finish(state)
+            if run.step >= args.steps and not run.online:
+                from common.online import Online  # most runs do not need it
+
+                run.online = train = Online(run, agent_of, act, state, buffer)
             state, metrics = train(state, buffer)
             run.log(metrics)
             if run.save_due:

@@ -281,6 +281,10 @@ def main(args: Args) -> Path:
                 run.log_evaluation(evaluate(state, run.step))
             if run.finished:
                 return run.finish(state)
+            if run.step >= args.steps and not run.online:
+                from common.online import Online  # most runs do not need it
+
+                run.online = train = Online(run, agent_of, act, state, buffer)
             state, metrics = train(state, buffer)
             run.log(metrics)
             if run.save_due:

@@ -277,6 +277,10 @@ def main(args: Args) -> Path:
                 run.log_evaluation(evaluate(state, run.step))
             if run.finished:
                 return run.finish(state)
+            if run.step >= args.steps and not run.online:
+                from common.online import Online  # most runs do not need it
+
+                run.online = train = Online(run, agent_of, act, state, buffer)
             state, metrics = train(state, buffer)
             run.log(metrics)
             if run.save_due:
@@ -321,6 +325,13 @@ D4RL = {
     "relocate-expert": dict(alpha=30_000, discount=0.99, q_agg="min"),
 }
 PRESETS |= {env: preset | dict(steps=500_000) for env, preset in D4RL.items()}
+
+# What differs where --online-steps is given (the paper's Tables 4 and 7): as many steps before as in the online phase.
+ONLINE = {"humanoidmaze-medium-navigate": dict(alpha=100), "antsoccer-arena-navigate": dict(alpha=30)}
+ONLINE |= {env: dict(steps=1_000_000) for env in D4RL if env.startswith("antmaze")}
+ONLINE |= {f"{hand}-cloned": dict(alpha=1_000, steps=1_000_000) for hand in ("pen", "door", "hammer")}
+ONLINE |= {"relocate-cloned": dict(alpha=10_000, steps=1_000_000)}
+PRESETS |= {f"{env} online": preset for env, preset in ONLINE.items()}
 
 # Ours, not the paper's: small problems for a laptop.
 BANDIT = dict(

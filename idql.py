@@ -220,7 +220,7 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
     value = Value(args.hidden_dims)
     critic = Critic(args.hidden_dims, activation=nn.relu, layer_norm=False)
     optimizers = {
-        "actor": optax.adam(optax.cosine_decay_schedule(args.learning_rate, 2 * args.steps)),
+        "actor": optax.adam(optax.cosine_decay_schedule(args.learning_rate, 2 * (args.steps + args.online_steps))),
         "value": optax.adam(args.learning_rate),
         "critic": optax.adam(args.learning_rate),
     }
@@ -365,6 +365,10 @@ def main(args: Args) -> Path:
                 run.log_evaluation(evaluate(state, run.step))
             if run.finished:
                 return run.finish(state)
+            if run.step >= args.steps and not run.online:
+                from common.online import Online  # most runs do not need it
+
+                run.online = train = Online(run, agent_of, act, state, buffer)
             state, metrics = train(state, buffer)
             run.log(metrics)
             if run.save_due:

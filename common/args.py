@@ -29,7 +29,7 @@ from common.system import expanded, write_json
 
 # Flags that may differ when a run goes on. All others belong to the run, and its checkpoint is tied to them.
 MAY_CHANGE = (
-    "steps", "run_dir", "data", "data_dir", "dataset", "eval_workers", "progress",
+    "steps", "online_steps", "run_dir", "data", "data_dir", "dataset", "eval_workers", "progress",
     "track", "wandb_project", "wandb_entity", "wandb_group",
 )  # fmt: skip
 
@@ -50,6 +50,11 @@ class BaseArgs:
     """train several values of a number side by side, each with all seeds: alpha=1,3,10 discount=0.99,0.995"""
     steps: int = 1_000_000
     """updates; a larger number extends a run that has ended"""
+    online_steps: int = 0
+    """updates after those, each after a step of the policy in the environment, which joins the data. Of DriftQL, DROL
+    and Diffusion-QL no online results are published. IDQL's released script freezes the actor; here it goes on"""
+    online_share: float | None = None
+    """share of an online update's batch that is drawn from online steps, 0.5 is half; None draws from all data alike"""
     log_every: int | None = None
     """updates per row of train.csv, whose losses are averaged. None: up to 5000 on a GPU, 100 on a CPU"""
     save_every: int = 100_000
@@ -115,7 +120,7 @@ def validate(args: BaseArgs) -> None:
         if value == ():
             raise UserError(f"{flag_of(field.name)} needs at least one value.")
         usual = field.default if isinstance(field.default, int | float) else 1
-        most = 1 if field.name.endswith(("discount", "target_rate")) else 3.4e38  # the largest float32
+        most = 1 if field.name.endswith(("discount", "target_rate", "share")) else 3.4e38  # the largest float32
         for number in value if isinstance(value, tuple) else [value]:
             least = -most if usual < 0 else min(usual, 1) if type(number) is type(usual) is int else 0
             if type(number) in (int, float) and not least <= number <= most:
@@ -123,7 +128,7 @@ def validate(args: BaseArgs) -> None:
                 raise UserError(f"{flag_of(field.name)} {number} must {needed}.")
     if args.seed + args.num_seeds > 2**32:
         raise UserError(f"--seed {args.seed} is too large: seeds are 32-bit numbers.")
-    for name in ("steps", "eval_every", "save_every"):
+    for name in ("steps", "online_steps", "eval_every", "save_every"):
         if args.log_every and (value := vars(args)[name]) % args.log_every:
             what = f"{flag_of(name)} {value} is not a multiple of --log-every {args.log_every}"
             raise UserError(f"{what}; change one of the two.")
@@ -190,6 +195,7 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     # The defaults depend on the environment and on the run, which are found before all flags are parsed.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--env", nargs="?")
+    parser.add_argument("--online-steps", "--online_steps", nargs="?")
     parser.add_argument("--run-dir", "--run_dir", "--resume", nargs="?")
     early, _ = parser.parse_known_args(words)
     directory, saved, preset = early.run_dir, None, {}
@@ -198,7 +204,8 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     elif directory and "--resume" in flags:
         raise UserError(f"--resume {directory}: there is no run. To begin one there, write --run-dir.")
     else:
-        preset = preset_of(presets, args_class, early.env or args_class.env)
+        online = early.online_steps not in (None, "0")
+        preset = preset_of(presets, args_class, early.env or args_class.env, online)
     args = tyro.cli(
         args_class,
         prog=script_of(args_class).name,
@@ -228,12 +235,15 @@ def _without_exponent(word: str) -> str:
 
 def preset_args(args_class: type[A], presets: dict[str, dict], env: str, changes: dict[str, Any]) -> A:
     """The arguments that `--env` gives on the command line, with these changes on top."""
-    return finish(args_class(**{"env": env} | preset_of(presets, args_class, env) | changes), "log_every" in changes)
+    preset = preset_of(presets, args_class, env, bool(changes.get("online_steps")))
+    return finish(args_class(**{"env": env} | preset | changes), "log_every" in changes)
 
 
-def preset_of(presets: dict[str, dict], args_class: type, env: str) -> dict[str, Any]:
-    """The preset of an environment, whose name may have D4RL's version or OGBench's task in it."""
-    preset = presets.get(env) or presets.get(re.sub(r"(-singletask(-task\d+)?)?(-v\d+)?$", "", env), {})
+def preset_of(presets: dict[str, dict], args_class: type, env: str, online: bool = False) -> dict[str, Any]:
+    """The preset of an environment, whose name may have D4RL's version or OGBench's task in it. `NAME online` is what
+    differs in a run with an online phase."""
+    name = env if env in presets else re.sub(r"(-singletask(-task\d+)?)?(-v\d+)?$", "", env)
+    preset = presets.get(name, {}) | (presets.get(f"{name} online", {}) if online else {})
     for unknown in preset.keys() - typing.get_type_hints(args_class).keys():
         raise UserError(f"the preset of {env} has {unknown}, which Args does not; is it another algorithm's?")
     return preset
@@ -247,7 +257,7 @@ def finish(args: A, interval_given: bool) -> A:
 
         platform = jax.default_backend()  # raises before data are loaded, if JAX_PLATFORMS names one that is not there
         usual = args.log_every or (100 if platform == "cpu" else 5_000)  # short ones keep progress lively on a CPU
-        interval = math.gcd(usual, args.steps, args.eval_every, args.save_every)
+        interval = math.gcd(usual, args.steps, args.online_steps, args.eval_every, args.save_every)
         args = dataclasses.replace(args, log_every=interval)
     validate(args)
     if args.grid is None:

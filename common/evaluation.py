@@ -5,7 +5,6 @@ in lockstep: each tick is one batched call of the policy for all lanes. An episo
 episode) alone and the lanes do not depend on the number of workers, so neither do the results.
 """
 
-import contextlib
 import itertools
 import math
 import multiprocessing
@@ -61,7 +60,7 @@ class Evaluator(Workers):
         self.lanes = math.ceil(episodes / rounds)  # per member
         total = self.lanes * len(seeds)
         self.parts = np.array_split(np.arange(total), min(workers or usable_cores(), total))  # lanes of each worker
-        super().__init__(_work, [(make_env, len(part)) for part in self.parts])
+        super().__init__(work, [(make_env, len(part)) for part in self.parts])
 
     def __call__(self, state: Any, step: int) -> dict[str, Any] | None:
         """Results at this step of training: arrays (members, episodes) named return, length, and success and support
@@ -80,7 +79,7 @@ class Evaluator(Workers):
             while True:
                 if (answers := self._ask(messages)) is None:
                     return None
-                observations, episode, tick, ended = zip(*itertools.chain(*answers))
+                observations, episode, tick, ended, _ = zip(*itertools.chain(*answers))
                 for lane, record in enumerate(ended):
                     if record:
                         records[lane // self.lanes, record["episode"]] = record
@@ -100,8 +99,7 @@ class Evaluator(Workers):
     def _ask(self, messages: list[tuple]) -> list | None:
         """Sends one message to each worker, and returns each one's answer; None if asked to stop meanwhile."""
         for pipe, message in zip(self.pipes, messages):
-            with contextlib.suppress(OSError):  # if a worker is dead, `receive` gives the reason
-                pipe.send(message)
+            self.send(pipe, message)
         answers = []
         for pipe in self.pipes:
             while not pipe.poll(0.5):  # an environment may hang
@@ -111,7 +109,7 @@ class Evaluator(Workers):
         return None if self.stopping() else answers
 
 
-def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
+def work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
     """Answers until the pipe ends: start (the episodes of each lane), step (an action for each lane)."""
     envs = [make_env() for _ in range(num_lanes)]
     name = envs[0].spec.id if envs[0].spec else type(envs[0].unwrapped).__name__
@@ -125,10 +123,12 @@ def _work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: i
 
 
 def play(env: gymnasium.Env, seed: int, step: int, episodes: Sequence[int]) -> Generator[tuple, np.ndarray, None]:
-    """A lane. Yields (observation, episode, tick in it, record), is sent the action for each observation, and never
-    ends: zeros follow the last episode. With the first observation after an episode comes its record, else None."""
+    """A lane. Yields (observation, episode, tick in it, record, outcome), is sent the action for each observation, and
+    never ends: zeros follow the last episode. With the first observation after an episode comes its record, else None.
+    outcome: the last step's reward, and whether the environment ended the episode, which a time limit does not."""
     shape = env.observation_space.sample().shape
     record: dict[str, Any] | None = None
+    outcome = 0.0, False
     for episode in episodes:
         episode_seed = int(np.random.SeedSequence([seed, step, episode]).generate_state(1)[0])
         # OGBench also draws from NumPy's global generator, so each episode brings its own.
@@ -139,19 +139,21 @@ def play(env: gymnasium.Env, seed: int, step: int, episodes: Sequence[int]) -> G
         rewards: list[float] = []
         path: list[np.ndarray] = []
         while not ended:
-            action = yield checked("observation", observation, shape, np.float32), episode, len(rewards), record
+            seen = checked("observation", observation, shape, np.float32)
+            action = yield seen, episode, len(rewards), record, outcome
             record = None
             np.random.set_bit_generator(global_random)  # type: ignore[attr-defined]
             observation, reward, terminated, truncated, info = env.step(action)
             rewards.append(float(checked("reward", reward)))
+            outcome = rewards[-1], bool(terminated)
             if "xy" in info:
                 path.append(info["xy"][:2])
             ended = terminated or truncated
-        its_path = np.array(path, np.float32)
-        record = {"episode": episode, "return": sum(rewards), "length": len(rewards), "path": its_path}
+        record = {"episode": episode, "return": sum(rewards), "length": len(rewards)}
+        record |= {"path": np.array(path, np.float32), "last": checked("observation", observation, shape, np.float32)}
         record |= {name: float(checked(name, info[name])) for name in INFO if name in info}
     while True:
-        yield np.zeros(shape, np.float32), 0, 0, record
+        yield np.zeros(shape, np.float32), 0, 0, record, outcome
         record = None
 
 

@@ -52,6 +52,8 @@ def draw_curve(path: Path, result: dict[str, Any]) -> bool:
         axes.plot(steps, curves.mean(axis=1), color=color, lw=2, label=combination_name(part.get("values", {})))
     if len(parts) > 1:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if "online_steps" in result:
+        axes.axvspan(result["steps"], steps[-1], color="0.92", lw=0)  # the online phase
     if name == "success":
         axes.set_ylim(-0.03, 1.03)
     axes.set(xlabel="updates", ylabel="normalized return" if name == "normalized" else name)

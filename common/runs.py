@@ -4,6 +4,8 @@
 
     config.json           arguments, versions, git commit, device, dataset
     train.csv, eval.csv   a row per member (a seed of a combination) and interval or evaluation; TensorBoard's files too
+    explore.csv           with --online-steps a row per member and interval: the episodes that ended in it
+    online.bin            the online transitions
     checkpoint.msgpack    the state of all members, and where the logs ended
     result.json           written when the run ends well, with curve.png and rollouts.png
 
@@ -70,8 +72,12 @@ class Run(contextlib.AbstractContextManager):
         self.step = self.updates = 0  # updates: those whose time, in seconds, was taken
         self.seconds = self.wall_seconds = 0.0
         self.evaluations: list[dict[str, Any]] = []  # step, and name -> one value per member
+        self.episodes: list[list[int]] = []  # online, of each member: which one it is in, and the step it began at
         nothing = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
-        self.logs: dict[str, dict[str, Any]] = {"train.csv": nothing, "eval.csv": nothing}
+        names = ("train.csv", "eval.csv", "explore.csv", "online.bin")[: 4 if args.online_steps else 2]
+        self.logs: dict[str, dict[str, Any]] = dict.fromkeys(names, nothing)
+        self.total = args.steps + args.online_steps
+        self.online: Any = None  # common.online.Online, once that phase has begun
 
         self.rollouts: list[np.ndarray] = []  # paths of the last evaluation, for the picture
         self.mark = 0.0  # when the next interval began
@@ -85,7 +91,7 @@ class Run(contextlib.AbstractContextManager):
             self.events_from = self.step + 1
             self.events_file = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
             self.tracker = self._start_tracking(stack) if args.track else None
-            bar = progress_bar("train", args.steps, "update", initial=self.step, shown=args.progress)
+            bar = progress_bar("train", self.total, "update", initial=self.step, shown=args.progress)
             self.bar = stack.enter_context(bar)
             self.stack = stack.pop_all()
         if args.grid:
@@ -94,7 +100,7 @@ class Run(contextlib.AbstractContextManager):
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         """Locks and checks the directory, and only then makes its files what they were at the checkpoint."""
-        directory, steps = self.directory, self.args.steps
+        directory, steps, online = self.directory, self.args.steps, self.args.online_steps
         directory.mkdir(parents=True, exist_ok=True)
         for _ in range(10):  # a report that looks whether the run is alive holds the lock for an instant
             if lock(directory, stack):
@@ -118,9 +124,13 @@ class Run(contextlib.AbstractContextManager):
             about, self.saved = checkpoint["about"], checkpoint["state"]
             if about["identity"] != self.identity:
                 raise UserError(f"{directory}: the checkpoint belongs to other arguments or data than config.json.")
-            vars(self).update(about)
-        if steps < self.step:
-            raise UserError(f"--steps {steps} is less than the {self.step} that the run has done.")
+            vars(self).update(about | {"logs": self.logs | about["logs"]})
+        before = [steps, online] if self.new else [config["args"].get(name, 0) for name in ("steps", "online_steps")]
+        if self.total < self.step:
+            given = f"--steps {steps}{f' --online-steps {online}' * bool(online)}"
+            raise UserError(f"{given} is less than the {self.step} that the run has done.")
+        if steps != before[0] < self.step:
+            raise UserError(f"--steps: the online phase began after {before[0]}; --online-steps extends it.")
         for name, end in self.logs.items():
             path = directory / name
             content = path.read_bytes()[: end["bytes"]] if path.exists() else b""
@@ -129,8 +139,8 @@ class Run(contextlib.AbstractContextManager):
 
         for part in directory.glob(".new-*"):  # left by a process that was killed while it wrote
             part.unlink()
-        if not self.new and steps != (before := config["args"]["steps"]):
-            say(f"NOTE    --steps {before:,} -> {steps:,}; a decay over --steps changes too")
+        if before != [steps, online]:
+            say(f"NOTE    {before[0] + before[1]:,} steps become {self.total:,}; a decay over them changes too")
             (directory / "result.json").unlink(missing_ok=True)
         # Collected data stay the run's data, also when the network is back.
         collected = self.dataset.source == "collected" and self.args.dataset is None
@@ -188,12 +198,12 @@ class Run(contextlib.AbstractContextManager):
     @property
     def finished(self) -> bool:
         """Whether there is nothing more to train."""
-        return self.stopping() or self.step >= self.args.steps
+        return self.stopping() or self.step >= self.total
 
     @property
     def evaluation_due(self) -> bool:
         """Whether this step is to be evaluated, and has not been."""
-        due = self.step % self.args.eval_every == 0 or self.step >= self.args.steps
+        due = self.step % self.args.eval_every == 0 or self.step in (self.args.steps, self.total)
         return due and not self.stopping() and all(x["step"] != self.step for x in self.evaluations)
 
     @property
@@ -207,6 +217,7 @@ class Run(contextlib.AbstractContextManager):
         Raises UserError if one is not finite; the last checkpoint is kept.
         """
         values = {name: np.asarray(x, np.float64) for name, x in metrics.items()}  # waits for the device
+        explored = {name: values.pop(name) for name in metrics if name.startswith("explore/")}
         seconds, interval = time.monotonic() - self.mark, self.args.log_every or 1
         self.step += interval
         if self.timed:
@@ -217,6 +228,8 @@ class Run(contextlib.AbstractContextManager):
                 raise UserError(f"{name} of {self.members[bad[0]].name} is not finite at step {self.step:,}.")
         values |= {"charts/updates_per_second": np.full(len(self.members), interval / seconds)}
         self._write("train.csv", values, list(values))
+        if explored:
+            self._write("explore.csv", explored, ["explore/return", "explore/success", "explore/length"])
         self.bar.update(interval)
         self.mark = time.monotonic()
 
@@ -240,7 +253,8 @@ class Run(contextlib.AbstractContextManager):
         self.mark = time.monotonic()
 
     def _write(self, log: str, metrics: dict[str, np.ndarray], columns: Sequence[str]) -> None:
-        rows = [{name: float(x[i]) for name, x in metrics.items()} for i in range(len(self.members))]
+        # NaN, the mean of no episodes, is left out.
+        rows = [{name: float(x[i]) for name, x in metrics.items() if x[i] == x[i]} for i in range(len(self.members))]
         with open(self.directory / log, "a", newline="") as file:
             names = ["step", "seed", *self.members[0].values, *columns]
             writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -265,6 +279,8 @@ class Run(contextlib.AbstractContextManager):
             if not finite.all():
                 name = self.members[finite.argmin()].name
                 raise UserError(f"parameters of {name} are not finite at step {self.step:,}.")
+        if self.online:
+            self.online.append_rows()
         for name in self.logs:
             with open(self.directory / name, "rb") as file:
                 content = file.read()
@@ -286,13 +302,20 @@ class Run(contextlib.AbstractContextManager):
             self.new = False  # so that the directory stays, also where nothing was trained
             say(f"stopped at step {self.step:,}; --run-dir {self.directory} goes on\n{self.directory}")
             sys.exit(128 + number)
-        found = [
-            (values, scores(args.eval_every, bool(dataset.task), self.evaluations, part))
-            for values, part in combinations_of(args)
-        ]
-        for values, x in found:
+        found = []
+        for values, part in combinations_of(args):
+            if args.online_steps:  # as in FQL's paper, the scores of both phases are of one evaluation
+                before = [x for x in self.evaluations if x["step"] <= args.steps]
+                offline = scores(1, False, before, part)
+                x = scores(1, False, self.evaluations, part)
+                x |= {f"offline_{name}": offline[name] for name in ("score", "score_per_seed")}
+            else:
+                x = scores(args.eval_every, bool(dataset.task), self.evaluations, part)
+            found.append((values, x))
             score = f"{combination_name(values)} {short(x['score_per_seed'])}".lstrip()
             say(f"score   {score} ({x['score_is']}); last evaluation {short(x['last_per_seed'])}")
+            if args.online_steps:
+                say(f"offline {short(x['offline_score_per_seed'])}, before the online phase")
         if ended:
             say("this run has ended; larger --steps would go on")
         else:
@@ -302,7 +325,8 @@ class Run(contextlib.AbstractContextManager):
                 "env": dataset.name,
                 "task": dataset.task,
                 "seeds": self.seeds[: args.num_seeds],
-                "steps": self.step,
+                "steps": min(self.step, args.steps),
+                **({"online_steps": args.online_steps} if args.online_steps else {}),
                 **(grid if args.grid else found[0][1]),
                 **circumstances(dataset),
                 "updates_per_second": self.updates / self.seconds if self.seconds else 0.0,

@@ -12,7 +12,7 @@ from common.system import expanded, write_atomically
 
 FILE = "checkpoint.msgpack"
 # What a checkpoint tells besides the state, by the names that these things have in a Run.
-ABOUT = ("identity", "step", "updates", "seconds", "wall_seconds", "evaluations", "logs")
+ABOUT = ("identity", "step", "updates", "seconds", "wall_seconds", "evaluations", "episodes", "logs")
 
 
 def save(directory: Path, state: Any, about: dict[str, Any]) -> None:

@@ -55,6 +55,11 @@ class Workers(contextlib.AbstractContextManager):
             process.kill()  # where it has not ended by itself, because an environment hangs
             process.join()
 
+    def send(self, pipe: Connection, message: Any) -> None:
+        """Never fails: if the worker is dead, `receive` gives the reason."""
+        with contextlib.suppress(OSError):
+            pipe.send(message)
+
     def receive(self, pipe: Connection) -> Any:
         """The worker's next message. Raises UserError with what failed in the worker, or if it was killed."""
         try:

@@ -87,7 +87,7 @@ MISTAKES = {
     "there is no run": "driftql --resume nowhere; driftql --resume ~no-user/x",
     "is given twice": "driftql --grid=alpha=1 --grid=discount=0.9",
     "did you mean alpha?": "driftql --grid alhpa=1,3",
-    "one program can have learning_rate, discount": "driftql --grid num-candidates=4,8",
+    "one program can have online_share, learning_rate, discount": "driftql --grid num-candidates=4,8",
     "for others there is tools/sweep.py": "driftql --grid kernel=laplace,gaussian",
     "write it as --grid alpha=1,3,10": "driftql --grid alpha; driftql --grid alpha=1,many",
     "may be there once": "driftql --grid alpha=1,1.0; driftql --grid alpha=1 alpha=3",

@@ -12,7 +12,7 @@ ORDER = (
     "critics", "buffers", "system", "workers", "args",
     "data.dataset", "data.bandits", "data.files", "data.ogbench",
     "data.own", "data.d4rl", "data.procedures", "data.collect", "data",
-    "seeds", "evaluation", "states", "checkpoints", "plots", "runs",
+    "seeds", "evaluation", "states", "checkpoints", "plots", "runs", "online",
 )  # fmt: skip
 PATHS = [
     *(ROOT / f"{name}.py" for name in SCRIPTS),

@@ -174,7 +174,7 @@ def test_larger_steps_extend_a_run_and_one_process_at_a_time_works_on_it(ended, 
     holder.kill()  # the lock ends with the process, however that ends
     holder.communicate()
     command(driftql, "--run-dir", ended, "--steps", 60)
-    assert "--steps 40 -> 60; a decay over --steps changes too" in capsys.readouterr().out
+    assert "40 steps become 60; a decay over them changes too" in capsys.readouterr().out
     straight = launch_in_process(driftql, *tiny_flags("driftql", steps=60), "--run-dir", tmp_path / "straight")
     assert_same_run(ended, straight)
     assert args.read_args(driftql.Args, ended).steps == result_of(ended)["steps"] == 60

@@ -90,7 +90,7 @@ def read_papers() -> dict[tuple[str, ...], dict[str, str]]:
 
 def find_paper(run: Run, algo: str) -> dict[str, str]:
     """The published number for a run's task; empty if there is none, or if the run's data are others."""
-    comparable = run.metric != "return" and run.source not in ("user", "minari")
+    comparable = run.metric != "return" and run.source not in ("user", "minari") and not run.args.get("online_steps")
     return read_papers().get((run.env, str(run.task or ""), algo), {}) if comparable else {}
 
 

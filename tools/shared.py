@@ -34,6 +34,7 @@ PRESET_SIZE = "the preset's size"
 MEASURED = ("eval_every", "eval_episodes")  # arguments that change how a policy is measured, not the policy
 # Arguments that no score depends on, or that stand elsewhere: those of every script, but for a few, and of older runs.
 IGNORED = {field.name for field in dataclasses.fields(BaseArgs)} - {"steps", "rewards", *MEASURED}
+IGNORED -= {"online_steps", "online_share"}
 IGNORED |= {"runs_dir", "resume", "capture_video"}
 
 
@@ -231,7 +232,7 @@ def _read_run(path: Path) -> list[Run]:
         evaluations = [evaluation for evaluation in part["evaluations"] if evaluation["step"] > 0]
         metric = next(name for name in METRICS if name in evaluations[-1])
         regular = [evaluation for evaluation in evaluations if evaluation["step"] % args["eval_every"] == 0]
-        counted = (regular or evaluations)[-3 if task else -1 :]
+        counted = evaluations[-1:] if args.get("online_steps") else (regular or evaluations)[-3 if task else -1 :]
         for i, seed in enumerate(map(int, result["seeds"])):
             scale = 100 if metric == "success" else 1
             score = scale * math.fsum(evaluation[metric][i] for evaluation in counted) / len(counted)

@@ -71,7 +71,9 @@ def load(name: str, data: str, data_dir: str | None, path: Path | None, rewards:
         folder = expanded(data_dir or os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets")
         path = fetch(f"{HOST}/{FILES[name]}", folder / Path(FILES[name]).name, read_hdf5, data)
     arrays = read_hdf5(path, goes_on=family == "antmaze")
-    arrays["rewards"][arrays["rows"]] = treat_rewards(arrays, rewards, family)
+    shift, scale = about["treatment"] = treat_rewards(arrays, rewards, family)
+    rows = arrays["rows"]
+    arrays["rewards"][rows] = (arrays["rewards"][rows].astype(np.float64) - shift) / scale
     return build(name, make, arrays, path, source=source, sha256=sha256(path), **about)
 
 
@@ -93,8 +95,8 @@ def read_hdf5(path: Path, goes_on: bool = False) -> dict[str, np.ndarray]:
     return arrays | {"masks": 1 - ended, "rows": np.flatnonzero(~dropped[:-1])}
 
 
-def treat_rewards(arrays: dict[str, np.ndarray], how: str, family: str) -> np.ndarray:
-    """Returns the rewards (N,) of the transitions as authors train on them.
+def treat_rewards(arrays: dict[str, np.ndarray], how: str, family: str) -> tuple[float, float]:
+    """Returns (shift, scale): authors train on (r - shift) / scale.
 
     `usual`, r - 1 on antmaze and r elsewhere; `cql_antmaze`, 4 (r - 0.5), on antmaze by Diffusion-QL; `standardized`,
     (r - mean) / std, its pen; `returns_1000`, 1000 r / (best return - worst return), IDQL's locomotion. Raises
@@ -103,14 +105,14 @@ def treat_rewards(arrays: dict[str, np.ndarray], how: str, family: str) -> np.nd
     rows = arrays["rows"]
     r = arrays["rewards"][rows].astype(np.float64)
     if how == "usual":
-        return r - (family == "antmaze")
+        return float(family == "antmaze"), 1.0
     if how == "cql_antmaze":
-        return 4 * (r - 0.5)
+        return 0.5, 0.25
     starts = np.append(0, np.flatnonzero((np.diff(rows) != 1) | (arrays["masks"][rows[:-1]] == 0)) + 1)
     scale = r.std(ddof=1) if how == "standardized" else np.ptp(np.add.reduceat(r, starts)) / 1000
     if not scale > 0:
         raise UserError(f"rewards cannot be {how}: they are equal everywhere.")
-    return (r - r.mean() if how == "standardized" else r) / scale
+    return float(r.mean()) if how == "standardized" else 0.0, float(scale)
 
 
 # Walls, and the cell (row, column) of the goal. Cells are 4 apart, and the start (1, 1) is D4RL's origin.

@@ -50,6 +50,7 @@ class Dataset:
     next_observations: np.ndarray | None = None  # (R, S), optional in your own file; else the next row's observation
     collection: dict | None = None  # how collected data were made
     environment: str | None = None  # what `make_env` makes, where `name` does not say it
+    treatment: tuple[float, float] = (0.0, 1.0)  # (r - first) / second makes the data's rewards of the environment's
     reference: tuple[float, float] | None = None  # returns that are scores of 0 and 100, where there are such (D4RL)
 
     def __post_init__(self):
