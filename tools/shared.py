@@ -226,7 +226,7 @@ def _read_run(path: Path) -> list[Run]:
     data = str(dataset.get("source")), data_text(dataset, how, random_share), random_share
     what = path, algo, titles().get(algo, algo), env, task, f"{env} task {task}" if task else env
     for part in result.get("grid", [result]):
-        args = config["args"] | part.get("values", {}) | {"steps": int(result["steps"])}
+        args = usual | config["args"] | part.get("values", {}) | {"steps": int(result["steps"])}
         args = {name: value for name, value in args.items() if name not in IGNORED}
         changed = {name: value for name, value in args.items() if name not in usual or value != usual[name]}
         evaluations = [evaluation for evaluation in part["evaluations"] if evaluation["step"] > 0]
