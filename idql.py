@@ -13,7 +13,7 @@ Three learners, of which the policy meets the other two only when acting:
 To act, 64 actions are drawn from the behaviour model and the one with the highest Q is taken.
 
 There are two official codes. We follow the paper and the code of its time (April 2023, commit 89bb493 or 9cc91a6): one
-update is two steps of the actor (Adam, with a cosine decay to 0 over its steps, twice --steps), then one of V and one
+update is two steps of the actor (Adam, with a cosine decay to 0 over all of them), then one of V and one
 of Q on the first `critic_batch_size` transitions. Each step of the actor takes its own half of the batch (1,024), as
 that code's comment and the paper say. The code as committed slices otherwise: its first step takes all 2,048, its
 second an empty half, whose loss is NaN and whose gradient is zero, so that Adam moves on momentum alone. On a bandit

@@ -124,7 +124,8 @@ def validate(args: BaseArgs) -> None:
         for number in value if isinstance(value, tuple) else [value]:
             least = -most if usual < 0 else min(usual, 1) if type(number) is type(usual) is int else 0
             if type(number) in (int, float) and not least <= number <= most:
-                needed = "lie between 0 and 1" if most == 1 else f"be a finite number, {least:g} or more"
+                bound = f", {least:g} or more" * (least >= 0)
+                needed = "lie between 0 and 1" if most == 1 else f"be a finite number{bound}"
                 raise UserError(f"{flag_of(field.name)} {number} must {needed}.")
     if args.seed + args.num_seeds > 2**32:
         raise UserError(f"--seed {args.seed} is too large: seeds are 32-bit numbers.")

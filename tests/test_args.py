@@ -110,12 +110,14 @@ def test_a_number_of_your_own_may_be_what_its_default_is():
     own = dataclasses.make_dataclass("OwnArgs", fields, bases=(BaseArgs,), frozen=True)
     validate(own(log_std_min=-20.0, shift=-3, warmup=5))
     for changes, message in (
-        ({"log_std_min": -math.inf}, "--log-std-min -inf must be a finite number, -3.4e.38 or more."),
+        ({"log_std_min": -math.inf}, "--log-std-min -inf must be a finite number."),
         ({"warmup": -1}, "--warmup -1 must be a finite number, 0 or more."),
         ({"width": 0}, "--width 0 must be a finite number, 1 or more."),
     ):
         with pytest.raises(UserError, match=message):
             validate(own(**changes))
+    with pytest.raises(UserError, match="the preset of bandit has kernel, which Args does not"):
+        common_args.parse(own, {"bandit": {"kernel": "laplace"}}, ["--env", "bandit"])
 
 
 def test_an_error_is_one_line_and_says_what_is_kept(tmp_path, monkeypatch, capsys):

@@ -33,9 +33,8 @@ SIZE = re.compile(r"^steps$|batch_size$|dims$|width$")  # arguments that decide 
 PRESET_SIZE = "the preset's size"
 MEASURED = ("eval_every", "eval_episodes")  # arguments that change how a policy is measured, not the policy
 # Arguments that no score depends on, or that stand elsewhere: those of every script, but for a few, and of older runs.
-IGNORED = {field.name for field in dataclasses.fields(BaseArgs)} - {"steps", "rewards", *MEASURED}
-IGNORED -= {"online_steps", "online_share"}
-IGNORED |= {"runs_dir", "resume", "capture_video"}
+IGNORED = {field.name for field in dataclasses.fields(BaseArgs)} | {"runs_dir", "resume", "capture_video"}
+IGNORED -= {"steps", "online_steps", "online_share", "rewards", *MEASURED}
 
 
 class Parser(argparse.ArgumentParser):
