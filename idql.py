@@ -424,6 +424,23 @@ POINTMAZE = dict(
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 
+# With --laptop: one size, one batch and one number of updates for all five scripts, of ours too. Tuned on seed 100.
+SMALL = dict(
+    hidden_dims=(64, 64, 64), actor_width=64, batch_size=128, critic_batch_size=64, learning_rate=1e-3, steps=100_000,
+    actor_target_rate=0.005, log_every=1_000, eval_every=20_000, save_every=20_000,
+)  # fmt: skip
+LAPTOP = {
+    "pointmaze-medium-navigate": dict(
+        collect_episodes=1_000, discount=0.995, target_rate=0.02, expectile=0.9, num_samples=16
+    ),
+    "antmaze-medium-navigate": dict(
+        collect_episodes=1_000, discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32
+    ),
+    "cube-single-play": dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
+    "scene-play": dict(collect_episodes=300, discount=0.99, expectile=0.9, num_samples=32),
+}
+PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
+
 
 def args_for(env: str, **changes: Any) -> Args:
     """The arguments that `--env` gives on the command line, with these changes: args_for("bandit", seed=1)."""

@@ -42,6 +42,8 @@ class BaseArgs:
     """dataset of OGBench or D4RL (hopper-medium), bandit, bandit-corners, or with --dataset any gymnasium id"""
     task: int | None = None
     """OGBench task, 1 to 5; None is the benchmark's default task"""
+    laptop: bool = False
+    """small networks and few updates, which two cores train in minutes, for the tasks of tools/sweeps/laptop.yaml"""
     seed: int = 0
     """seed of parameters, batches and evaluation"""
     num_seeds: int = 1
@@ -197,6 +199,7 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--env", nargs="?")
     parser.add_argument("--online-steps", "--online_steps", nargs="?")
+    parser.add_argument("--laptop", action="store_true")
     parser.add_argument("--run-dir", "--run_dir", "--resume", nargs="?")
     early, _ = parser.parse_known_args(words)
     directory, saved, preset = early.run_dir, None, {}
@@ -206,7 +209,7 @@ def parse(args_class: type[A], presets: dict[str, dict], argv: Sequence[str]) ->
         raise UserError(f"--resume {directory}: there is no run. To begin one there, write --run-dir.")
     else:
         online = early.online_steps not in (None, "0")
-        preset = preset_of(presets, args_class, early.env or args_class.env, online)
+        preset = preset_of(presets, args_class, early.env or args_class.env, early.laptop, online)
     args = tyro.cli(
         args_class,
         prog=script_of(args_class).name,
@@ -236,15 +239,22 @@ def _without_exponent(word: str) -> str:
 
 def preset_args(args_class: type[A], presets: dict[str, dict], env: str, changes: dict[str, Any]) -> A:
     """The arguments that `--env` gives on the command line, with these changes on top."""
-    preset = preset_of(presets, args_class, env, bool(changes.get("online_steps")))
+    preset = preset_of(presets, args_class, env, changes.get("laptop", False), bool(changes.get("online_steps")))
     return finish(args_class(**{"env": env} | preset | changes), "log_every" in changes)
 
 
-def preset_of(presets: dict[str, dict], args_class: type, env: str, online: bool = False) -> dict[str, Any]:
-    """The preset of an environment, whose name may have D4RL's version or OGBench's task in it. `NAME online` is what
-    differs in a run with an online phase."""
+def preset_of(
+    presets: dict[str, dict], args_class: type, env: str, laptop: bool = False, online: bool = False
+) -> dict[str, Any]:
+    """The preset of an environment, whose name may have D4RL's version or OGBench's task in it. `NAME laptop` and
+    `NAME online` are what differs with --laptop and in a run with an online phase. Raises UserError if none is."""
     name = env if env in presets else re.sub(r"(-singletask(-task\d+)?)?(-v\d+)?$", "", env)
     preset = presets.get(name, {}) | (presets.get(f"{name} online", {}) if online else {})
+    if laptop:
+        if f"{name} laptop" not in presets:
+            known = [key.removesuffix(" laptop") for key in presets if key.endswith(" laptop")]
+            raise UserError(f"--laptop: of {env} there are no settings for it; there are of {', '.join(known)}.")
+        preset |= presets[f"{name} laptop"]
     for unknown in preset.keys() - typing.get_type_hints(args_class).keys():
         raise UserError(f"the preset of {env} has {unknown}, which Args does not; is it another algorithm's?")
     return preset

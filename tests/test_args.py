@@ -40,6 +40,9 @@ def test_from_python_as_from_the_command_line(script):
     changed = script.args_for("bandit", batch_size=512, hidden_dims=(3, 4), log_every=250)
     argv = ["--env", "bandit", "--batch-size", "512", "--hidden-dims", "3", "4", "--log-every", "250"]
     assert changed == common_args.parse(script.Args, script.PRESETS, argv)
+    laptop = script.args_for("cube-single-play", laptop=True)
+    assert laptop == common_args.parse(script.Args, script.PRESETS, ["--env", "cube-single-play", "--laptop"])
+    assert laptop == script.args_for("cube-single-play", laptop=True, **script.PRESETS["cube-single-play laptop"])
     with pytest.raises(UserError, match="--discount"):
         script.args_for("bandit", discount=1.5)
 
@@ -93,6 +96,7 @@ MISTAKES = {
     "may be there once": "driftql --grid alpha=1,1.0; driftql --grid alpha=1 alpha=3",
     "--alpha -3.0 must be a finite number, 0 or more": "driftql --alpha 1 --grid alpha=1,-3",
     "typo.npz does not exist": "driftql --dataset typo.npz --env MyEnvironment-v0",
+    "--laptop: of antmaze-giant-navigate there are no settings": "fql --laptop --env antmaze-giant-navigate",
     "~no-user/x": f"driftql --data-dir ~no-user/x --data cache --env {NAME}",
 }
 

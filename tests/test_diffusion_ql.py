@@ -174,26 +174,6 @@ def test_gradients_are_clipped_each_network_on_its_own():
     assert_trees_close(clipped["critic"], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_both_learning_rates_fall_to_zero_as_half_a_cosine():
-    constant, state, batch, _ = make()
-    decaying, *_ = make(lr_decay=True)
-    for step, share in [(0, 1.0), (250, 0.853553), (500, 0.5), (1000, 0.0), (1500, 0.0)]:
-        changes = []
-        for agent in (constant, decaying):
-            own = agent.init(jax.random.PRNGKey(0)).optimizer_state
-            counted = state._replace(optimizer_state=optax.tree_utils.tree_set(own, count=jnp.int32(step)))
-            after, _ = agent.update(counted, batch)
-            changes.append(jax.tree.map(lambda a, b: np.abs(a - b).sum(), after.params, state.params))
-        for name in ("actor", "critic"):
-            full, part = (sum(jax.tree.leaves(change[name])) for change in changes)
-            assert full > 0
-            # In between, the actor sees a critic that moved less, so its gradient is another one.
-            if name == "critic" or share in (0, 1):
-                assert part == pytest.approx(share * full, rel=0.02)
-            else:
-                assert 0.5 * share < part / full < 1.5 * share
-
-
 def test_acting_draws_one_of_the_samples_with_probability_softmax_q():
     """By the means of the lower and of the higher Q over many choices, against softmax weights on groups of unchosen
     actions. Both critics have the same mean, so that each is the lower one at many actions."""

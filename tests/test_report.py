@@ -35,7 +35,8 @@ def make_run(
     folder: Path, algo="driftql", env=ANT, task=1, seeds=(0,), finals=None, data=OFFICIAL, metric="success", **changes
 ) -> Path:
     """A run directory as a script leaves it. finals: score per entry of `seeds`; changes: to the preset."""
-    args = preset(algo, env) | {"env": env, "task": task, "seed": seeds[0], "num_seeds": len(seeds)} | changes
+    args = preset(algo, env, changes.get("laptop", False)) | {"env": env, "task": task, "seed": seeds[0]}
+    args |= {"num_seeds": len(seeds)} | changes
     finals = [0.5] * len(seeds) if finals is None else list(finals)
     steps = [max(0, args["steps"] - (5 - i) * args["eval_every"]) for i in range(6)]
     evaluations = {
@@ -102,6 +103,24 @@ def test_sizes_are_never_mixed_in_a_table(tmp_path):
         "| preset | 90 |", "| paper, official data | 95 ± 2 |", "| 300,000 | preset | 30 | 10 |",
         "| 20,000 | preset | 20 (of 1 evaluation) |", "| 300,000 | preset | 50 |",
     ]  # fmt: skip
+
+
+def test_runs_with_laptop_are_one_table_of_tasks(tmp_path):
+    cube, maze = ("cube-single-play", 2), ("pointmaze-medium-navigate", 1)
+    make_run(tmp_path / "runs", "driftql", *cube, (0, 1, 2), (0.9, 0.8, 1.0), COLLECTED, laptop=True)
+    make_run(tmp_path / "runs", "fql", *cube, (0, 1, 2), (0.5, 0.4, 0.6), COLLECTED, laptop=True)
+    make_run(tmp_path / "runs", "fql", *maze, (0,), (1.0,), COLLECTED, laptop=True)
+    make_run(tmp_path / "runs", "fql", *cube, (0,), (0.2,), COLLECTED, laptop=True, alpha=3)
+    make_run(tmp_path / "runs", "fql", *cube, (0,), (0.7,), COLLECTED)
+    text = written(tmp_path)
+    size = "batch-size 64, eval-episodes 50, hidden-dims 64 64 64, steps 100,000"
+    assert text.count(size) == 1
+    first, second, other, *_ = rows(text)
+    data = "collected here, not official, sha256 cccccc"
+    assert first == f"| cube-single-play task 2; {data} | 90 · 80 · 100 (mean 90) | 50 · 40 · 60 (mean 50) |"
+    assert second == f"| pointmaze-medium-navigate task 1; {data} |  | 100 |"
+    assert other == "| preset | 70 |" and "--laptop" in written(tmp_path, "csv")
+    assert "| 100,000 | alpha 3 | 20 |" in text and "settings, at the laptop's size" in text
 
 
 def test_tasks_data_and_metrics_are_never_mixed(tmp_path):

@@ -16,7 +16,9 @@ import optax
 import pytest
 from helpers import CHEAP, ROOT, SCRIPTS, compiled
 
+import diffusion_ql
 import driftql
+import idql
 from common.args import BaseArgs, validate
 from common.buffers import ReplayBuffer
 from common.data import bandits, d4rl, ogbench
@@ -54,7 +56,7 @@ def test_every_argument_and_public_function_is_documented(script):
 
 
 def test_presets_are_valid_arguments(script):
-    names = [name.removesuffix(" online") for name in script.PRESETS]
+    names = [name.removesuffix(" online").removesuffix(" laptop") for name in script.PRESETS]
     assert all(env in (*ogbench.OGBENCH_NAMES, *bandits.BANDITS) or d4rl.resolve(env) for env in names)
     for env, preset in script.PRESETS.items():
         assert preset.keys() <= vars(script.Args()).keys(), env
@@ -102,6 +104,26 @@ def test_actions_are_clipped_and_depend_on_the_key(problem):
 
 
 # ------------------------------------------------------------------------------------------------------------ optimiser
+
+
+def test_with_lr_decay_the_rates_fall_to_zero_as_half_a_cosine(problem):
+    script, args, constant, state, batch = problem
+    if script is idql:
+        pytest.skip("its actor's rate always decays: test_idql.py")
+    decaying = compiled(script.make_agent(dataclasses.replace(args, lr_decay=True), 5, 2))
+    for step, share in [(0, 1.0), (250_000, 0.853553), (500_000, 0.5), (1_000_000, 0.0), (1_500_000, 0.0)]:
+        moved = []
+        for agent in (constant, decaying):
+            own = agent.init(jax.random.PRNGKey(0))
+            counted = optax.tree_utils.tree_set(own.optimizer_state, count=jnp.int32(step))
+            after, _ = agent.update(own._replace(optimizer_state=counted), batch)
+            moved.append(jax.tree.map(lambda new, old: np.abs(new - old).sum(), after.params, own.params))
+        for name in state.params:
+            full, part = (sum(jax.tree.leaves(change[name])) for change in moved)
+            assert full > 0
+            # In Diffusion-QL, the actor sees a critic that moved less before it, so its gradient is another one.
+            tolerance = 0.02 if name == "critic" or share in (0, 1) or script is not diffusion_ql else 0.5
+            assert part == pytest.approx(share * full, rel=tolerance)
 
 
 def is_adam(node):

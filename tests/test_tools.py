@@ -41,7 +41,7 @@ def test_every_sweep_file_of_the_repository_is_jobs_that_the_scripts_accept():
         for job in jobs:
             script = importlib.import_module(Path(job.command[1]).stem)
             args = parse(script.Args, script.PRESETS, job.command[2:])
-            assert preset_of(script.PRESETS, script.Args, args.env), job.title
+            assert preset_of(script.PRESETS, script.Args, args.env, args.laptop), job.title
 
 
 # --------------------------------------------------------------------------------------------------------------- bench

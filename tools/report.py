@@ -25,7 +25,7 @@ import numpy as np
 import plot
 import shared
 from scipy.stats import trim_mean
-from shared import PRESET_SIZE, Run, flags_text, line, split, table, titles, value_text
+from shared import LAPTOP_SIZE, PRESET_SIZE, Run, flags_text, line, split, table, titles, value_text
 
 from common.args import one_line_errors
 from common.system import require, say, write_atomically
@@ -139,8 +139,8 @@ def paper_tables(runs: list[Run]) -> list[str]:
 
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | None) -> str:
     """The tables of each environment and dataset. folder: of the pictures, None for none."""
-    parts = ["# Results", INTRODUCTION.replace("\n", " ")]
-    for here in split(runs, lambda run: run.place):
+    parts = ["# Results", INTRODUCTION.replace("\n", " "), *laptop_table(runs, folder)]
+    for here in split([run for run in runs if not in_laptop_table(run)], lambda run: run.place):
         parts.append(f"## {text(here[0].place)}")
         for alike in split(here, lambda run: (run.data, run.metric)):
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
@@ -185,9 +185,28 @@ def score_table(runs: list[Run]) -> str:
     return table(found)
 
 
+def in_laptop_table(run: Run) -> bool:
+    return run.size == LAPTOP_SIZE and not run.settings
+
+
+def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
+    """The runs with --laptop: a row per task and its data, a column per algorithm."""
+    if not (runs := [run for run in runs if in_laptop_table(run)]):
+        return []
+    columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
+    rows = [["task and data", *columns.values()]]
+    for alike in split(runs, lambda run: (run.place, run.data)):
+        cells = {seeds[0].algo: text(score_text(seeds)) for seeds in split(alike, lambda run: run.algo)}
+        rows.append([text(f"{alike[0].place}; {alike[0].data}"), *(cells.get(algo, "") for algo in columns)])
+    size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "steps", "eval_episodes")})
+    curves = [x for here in split(runs, lambda run: run.place) for x in (pictures(here, folder) if folder else [])]
+    return ["## With `--laptop`", f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}.", table(rows), *curves]
+
+
 def command(run: Run) -> str:
     """The script's flags that differ from the preset, but for those of the data."""
     flags = [f"{run.algo}.py --env {run.env}", *([f"--task {run.task}"] if run.task else []), f"--seed {run.seed}"]
+    flags += ["--laptop"] * run.args["laptop"]
     for name, value in run.changed.items():
         flag, words = name.replace("_", "-"), value_text(value).replace(",", "")
         flags.append(f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {words}")

@@ -30,11 +30,11 @@ SOURCES = {
     "unverified": "file of unknown origin", "user": "the user's file", "d4rl": "D4RL's file",
 }  # fmt: skip
 SIZE = re.compile(r"^steps$|batch_size$|dims$|width$")  # arguments that decide how large a run is
-PRESET_SIZE = "the preset's size"
+PRESET_SIZE, LAPTOP_SIZE = "the preset's size", "the laptop's size"
 MEASURED = ("eval_every", "eval_episodes")  # arguments that change how a policy is measured, not the policy
 # Arguments that no score depends on, or that stand elsewhere: those of every script, but for a few, and of older runs.
 IGNORED = {field.name for field in dataclasses.fields(BaseArgs)} | {"runs_dir", "resume", "capture_video"}
-IGNORED -= {"steps", "online_steps", "online_share", "rewards", *MEASURED}
+IGNORED -= {"steps", "laptop", "online_steps", "online_share", "rewards", *MEASURED}
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,7 +120,7 @@ class Run(NamedTuple):
     def size(self) -> str:
         """The preset's size, or the arguments that decide it but for the number of updates: `hidden-dims 512 512`."""
         if not any(SIZE.search(name) for name in self.changed):
-            return PRESET_SIZE
+            return LAPTOP_SIZE if self.args["laptop"] else PRESET_SIZE
         return flags_text({name: x for name, x in self.args.items() if SIZE.search(name) and name != "steps"})
 
     @property
@@ -219,7 +219,7 @@ def _read_run(path: Path) -> list[Run]:
     algo, env, task = str(result["algo"]), str(result["env"]), result["task"] and int(result["task"])
     about: dict[str, Any] = {name: float(result[name]) for name in ("updates_per_second", "wall_seconds")}
     about |= {"device": str(result.get("device")), "commit": str(result.get("git_commit"))}
-    usual, dataset = preset(algo, env), result["dataset"]
+    usual, dataset = preset(algo, env, bool(config["args"].get("laptop"))), result["dataset"]
     how = dataset.get("collection") or {}
     random_share = float(how.get("p_random_action") or 0)
     data = str(dataset.get("source")), data_text(dataset, how, random_share), random_share
@@ -244,11 +244,11 @@ def _read_run(path: Path) -> list[Run]:
 
 
 @functools.cache
-def preset(algo: str, env: str) -> dict[str, Any]:
-    """The arguments that a script takes for an environment if none are given. Empty for a script that is not at the
+def preset(algo: str, env: str, laptop: bool) -> dict[str, Any]:
+    """The arguments that a script takes for an environment without more flags. Empty for a script that is not at the
     project's root: a run never chooses code to import from elsewhere."""
     if algo not in titles():
         return {}
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only tables are read; another process may be using the GPU
-    values = dataclasses.asdict(importlib.import_module(algo).args_for(env, log_every=1))
+    values = dataclasses.asdict(importlib.import_module(algo).args_for(env, laptop=laptop, log_every=1))
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
