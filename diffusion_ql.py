@@ -437,7 +437,7 @@ PRESETS |= {"bandit": BANDIT | dict(lr_decay=True), "bandit-corners": CORNERS, "
 # With --laptop: one size, one batch and one number of updates for all five scripts, of ours too. Tuned on seed 100.
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
-    critic_layer_norm=True, log_every=1_000, eval_every=20_000, save_every=20_000,
+    critic_layer_norm=True, log_every=1_000, eval_every=25_000, save_every=25_000,
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, target_rate=0.02, eta=10.0),

@@ -337,7 +337,7 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT | dict(steps=4_000), "poi
 # With --laptop: one size, one batch and one number of updates for all five scripts, of ours too. Tuned on seed 100.
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
-    log_every=1_000, eval_every=20_000, save_every=20_000,
+    log_every=1_000, eval_every=25_000, save_every=25_000,
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": dict(
