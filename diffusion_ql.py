@@ -440,8 +440,10 @@ SMALL = dict(
     critic_layer_norm=True, log_every=1_000, eval_every=25_000, save_every=25_000,
 )  # fmt: skip
 LAPTOP = {
-    "pointmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, target_rate=0.02, eta=10.0),
-    "antmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, eta=10.0),
+    "pointmaze-medium-navigate": dict(
+        collect_episodes=1_000, discount=0.995, learning_rate=6e-4, target_rate=0.02, eta=10.0
+    ),
+    "antmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, target_rate=0.02, eta=10.0),
     "cube-single-play": dict(collect_episodes=500, discount=0.99, eta=0.3),
     "scene-play": dict(collect_episodes=300, discount=0.99, eta=0.3),
 }

@@ -341,9 +341,11 @@ SMALL = dict(
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": dict(
-        collect_episodes=1_000, discount=0.995, q_agg="min", target_rate=0.02, bc_coef=0.3
+        collect_episodes=1_000, discount=0.995, learning_rate=8e-4, target_rate=0.02, q_agg="min", bc_coef=0.1
     ),
-    "antmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, q_agg="min", bc_coef=0.3),
+    "antmaze-medium-navigate": dict(
+        collect_episodes=1_000, discount=0.995, target_rate=0.02, q_agg="mean", bc_coef=0.1
+    ),
     "cube-single-play": dict(collect_episodes=500, discount=0.99, bc_coef=10),
     "scene-play": dict(collect_episodes=300, discount=0.99, bc_coef=3),
 }

@@ -353,8 +353,10 @@ SMALL = dict(
     log_every=1_000, eval_every=25_000, save_every=25_000,
 )  # fmt: skip
 LAPTOP = {
-    "pointmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, q_agg="min", target_rate=0.02, alpha=1),
-    "antmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, q_agg="min", alpha=10),
+    "pointmaze-medium-navigate": dict(
+        collect_episodes=1_000, discount=0.995, learning_rate=6e-4, target_rate=0.02, q_agg="min", alpha=1
+    ),
+    "antmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, target_rate=0.02, q_agg="mean", alpha=10),
     "cube-single-play": dict(collect_episodes=500, discount=0.99, alpha=100),
     "scene-play": dict(collect_episodes=300, discount=0.99, alpha=100),
 }

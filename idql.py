@@ -431,7 +431,7 @@ SMALL = dict(
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": dict(
-        collect_episodes=1_000, discount=0.995, target_rate=0.02, expectile=0.9, num_samples=16
+        collect_episodes=1_000, discount=0.995, target_rate=0.02, expectile=0.9, num_samples=8
     ),
     "antmaze-medium-navigate": dict(
         collect_episodes=1_000, discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32

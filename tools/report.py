@@ -198,6 +198,9 @@ def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
     for alike in split(runs, lambda run: (run.place, run.data)):
         cells = {seeds[0].algo: text(score_text(seeds)) for seeds in split(alike, lambda run: run.algo)}
         rows.append([text(f"{alike[0].place}; {alike[0].data}"), *(cells.get(algo, "") for algo in columns)])
+    for name, unit, label in (("updates_per_second", 1, "updates per second"), ("wall_seconds", 60, "minutes in all")):
+        taken = [[run.about[name] / unit for run in runs if run.algo == algo] for algo in columns]
+        rows.append([f"{label}, of a run's seeds together", *(f"{min(x):.0f} to {max(x):.0f}" for x in taken)])
     size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "steps", "eval_episodes")})
     curves = [x for here in split(runs, lambda run: run.place) for x in (pictures(here, folder) if folder else [])]
     return ["## With `--laptop`", f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}.", table(rows), *curves]
