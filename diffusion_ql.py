@@ -439,13 +439,12 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     critic_layer_norm=True, log_every=1_000, eval_every=25_000, save_every=25_000,
 )  # fmt: skip
+POINT = dict(discount=0.995, learning_rate=6e-4, target_rate=0.02, eta=10.0)
 LAPTOP = {
-    "pointmaze-medium-navigate": dict(
-        collect_episodes=1_000, discount=0.995, learning_rate=6e-4, target_rate=0.02, eta=10.0
-    ),
-    "antmaze-medium-navigate": dict(collect_episodes=1_000, discount=0.995, target_rate=0.02, eta=10.0),
+    "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
+    "pointmaze-large-navigate": POINT,
+    "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, eta=10.0),
     "cube-single-play": dict(collect_episodes=500, discount=0.99, eta=0.3),
-    "scene-play": dict(collect_episodes=300, discount=0.99, eta=0.3),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 
