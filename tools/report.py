@@ -209,7 +209,7 @@ def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
 def command(run: Run) -> str:
     """The script's flags that differ from the preset, but for those of the data."""
     flags = [f"{run.algo}.py --env {run.env}", *([f"--task {run.task}"] if run.task else []), f"--seed {run.seed}"]
-    flags += ["--laptop"] * run.args["laptop"]
+    flags += ["--laptop"] * bool(run.args.get("laptop"))
     for name, value in run.changed.items():
         flag, words = name.replace("_", "-"), value_text(value).replace(",", "")
         flags.append(f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {words}")

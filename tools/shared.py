@@ -120,7 +120,7 @@ class Run(NamedTuple):
     def size(self) -> str:
         """The preset's size, or the arguments that decide it but for the number of updates: `hidden-dims 512 512`."""
         if not any(SIZE.search(name) for name in self.changed):
-            return LAPTOP_SIZE if self.args["laptop"] else PRESET_SIZE
+            return LAPTOP_SIZE if self.args.get("laptop") else PRESET_SIZE
         return flags_text({name: x for name, x in self.args.items() if SIZE.search(name) and name != "steps"})
 
     @property
