@@ -43,7 +43,7 @@ class BaseArgs:
     task: int | None = None
     """OGBench task, 1 to 5; None is the benchmark's default task"""
     laptop: bool = False
-    """one small size for all scripts, which a laptop trains in minutes, on the four tasks of tools/sweeps/laptop.yaml"""
+    """one small size for all scripts, which a laptop trains in minutes: the tasks of tools/sweeps/laptop.yaml"""
     seed: int = 0
     """seed of parameters, batches and evaluation"""
     num_seeds: int = 1
