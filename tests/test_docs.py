@@ -65,7 +65,7 @@ def test_success_in_the_lab_notes_is_that_of_kept_runs():
 def test_the_table_of_the_readme_is_that_of_the_report():
     block = (ROOT / "README.md").read_text().partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     table = "\n".join(line for line in block.splitlines() if line.startswith("|"))
-    assert table.count("\n") > 4 and table in (ROOT / "docs" / "results.md").read_text()
+    assert table.count("\n") >= 4 and table in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_the_falls_of_the_lab_notes_are_in_the_logs_of_kept_runs():
