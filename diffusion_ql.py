@@ -434,7 +434,8 @@ POINTMAZE = dict(
 # On the bandit, success wavers by 0.1 from one evaluation to the next if the learning rates do not decay.
 PRESETS |= {"bandit": BANDIT | dict(lr_decay=True), "bandit-corners": CORNERS, "pointmaze-medium-navigate": POINTMAZE}
 
-# With --laptop: one size, one batch and one number of updates for all five scripts, of ours too. Tuned on seed 100.
+# With --laptop, ours too: one size, one batch and one number of updates in all five scripts. A first choice, made on
+# seed 100 (docs/lab-notes.md).
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     critic_layer_norm=True, log_every=1_000, eval_every=25_000, save_every=25_000,

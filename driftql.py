@@ -360,7 +360,8 @@ POINTMAZE = dict(
 )  # fmt: skip
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 
-# With --laptop: one size, one batch and one number of updates for all five scripts, of ours too. Tuned on seed 100.
+# With --laptop, ours too: one size, one batch and one number of updates in all five scripts. A first choice, made on
+# seed 100 (docs/lab-notes.md).
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     num_candidates=4, log_every=1_000, eval_every=25_000, save_every=25_000,

@@ -43,7 +43,7 @@ class BaseArgs:
     task: int | None = None
     """OGBench task, 1 to 5; None is the benchmark's default task"""
     laptop: bool = False
-    """one small size for all scripts, which a laptop trains in minutes: the tasks of tools/sweeps/laptop.yaml"""
+    """take settings of one small size, the same in all scripts, for the tasks of tools/sweeps/laptop.yaml"""
     seed: int = 0
     """seed of parameters, batches and evaluation"""
     num_seeds: int = 1
@@ -247,13 +247,16 @@ def preset_of(
     presets: dict[str, dict], args_class: type, env: str, laptop: bool = False, online: bool = False
 ) -> dict[str, Any]:
     """The preset of an environment, whose name may have D4RL's version or OGBench's task in it. `NAME laptop` and
-    `NAME online` are what differs with --laptop and in a run with an online phase. Raises UserError if none is."""
+    `NAME online` are what differs with --laptop and in a run with an online phase.
+
+    Raises UserError if --laptop is given and has no settings for this environment.
+    """
     name = env if env in presets else re.sub(r"(-singletask(-task\d+)?)?(-v\d+)?$", "", env)
     preset = presets.get(name, {}) | (presets.get(f"{name} online", {}) if online else {})
     if laptop:
         if f"{name} laptop" not in presets:
             known = [key.removesuffix(" laptop") for key in presets if key.endswith(" laptop")]
-            raise UserError(f"--laptop: of {env} there are no settings for it; there are of {', '.join(known)}.")
+            raise UserError(f"--laptop has no settings for {env}; it has them for {', '.join(known)}.")
         preset |= presets[f"{name} laptop"]
     for unknown in preset.keys() - typing.get_type_hints(args_class).keys():
         raise UserError(f"the preset of {env} has {unknown}, which Args does not; is it another algorithm's?")

@@ -96,7 +96,7 @@ MISTAKES = {
     "may be there once": "driftql --grid alpha=1,1.0; driftql --grid alpha=1 alpha=3",
     "--alpha -3.0 must be a finite number, 0 or more": "driftql --alpha 1 --grid alpha=1,-3",
     "typo.npz does not exist": "driftql --dataset typo.npz --env MyEnvironment-v0",
-    "--laptop: of antmaze-giant-navigate there are no settings": "fql --laptop --env antmaze-giant-navigate",
+    "--laptop has no settings for antmaze-giant-navigate": "fql --laptop --env antmaze-giant-navigate",
     "~no-user/x": f"driftql --data-dir ~no-user/x --data cache --env {NAME}",
 }
 

@@ -145,7 +145,7 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | N
         for alike in split(here, lambda run: (run.data, run.metric)):
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
             parts += [score_table(block) for block in split(alike, lambda run: run.size)]
-        parts += pictures(here, folder) if folder else []
+        parts += pictures(here, folder)
     parts += task_tables(runs) + paper_tables(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
@@ -186,6 +186,7 @@ def score_table(runs: list[Run]) -> str:
 
 
 def in_laptop_table(run: Run) -> bool:
+    """Whether a run has the settings of --laptop and no others."""
     return run.size == LAPTOP_SIZE and not run.settings
 
 
@@ -202,7 +203,7 @@ def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
         taken = [[run.about[name] / unit for run in runs if run.algo == algo] for algo in columns]
         rows.append([f"{label}, of a run's seeds together", *(f"{min(x):.0f} to {max(x):.0f}" for x in taken)])
     size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "steps", "eval_episodes")})
-    curves = [x for here in split(runs, lambda run: run.place) for x in (pictures(here, folder) if folder else [])]
+    curves = [picture for here in split(runs, lambda run: run.place) for picture in pictures(here, folder)]
     return ["## With `--laptop`", f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}.", table(rows), *curves]
 
 
@@ -238,9 +239,11 @@ def spreadsheet(rows: list[list[Any]]) -> str:
     return content.getvalue()
 
 
-def pictures(here: list[Run], folder: Path) -> list[str]:
-    """Links to the pictures of an environment, drawn into the folder. What cannot be drawn is a line on standard
-    error."""
+def pictures(here: list[Run], folder: Path | None) -> list[str]:
+    """Links to the pictures of an environment, drawn into the folder, if there is one. What cannot be drawn is a line
+    on standard error."""
+    if folder is None:
+        return []
     try:
         return [f"![Scores]({quote(f'{folder.name}/{path.name}')})" for path in plot.draw_scores(here, folder)]
     except Exception as error:  # whatever it is, the tables are written
