@@ -194,7 +194,8 @@ def make_agent(args: Args, observation_dim: int, action_dim: int) -> Agent:
         latents = latents[jnp.arange(len(winner)), winner]  # (B, A)
         winners = jnp.clip(actor.apply(actor_params, batch["observations"], latents), -1, 1)
         q = critic.apply(state.params["critic"], batch["observations"], winners)  # (2, B)
-        return routed_loss(winners, batch["actions"], q, args.bc_coef, args.q_coef)
+        loss, metrics = routed_loss(winners, batch["actions"], q, args.bc_coef, args.q_coef)
+        return loss, metrics | {"train/spread": candidates.std(axis=1).mean()}  # 0 is a policy without its noise
 
     def update(state, batch):
         key, critic_key, actor_key = jax.random.split(state.key, 3)

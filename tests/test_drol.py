@@ -131,9 +131,9 @@ def test_the_winner_alone_gives_the_loss_and_gradient_of_all_candidates(case):
         winner = jnp.argmin(jnp.sum((candidates - batch["actions"][:, None]) ** 2, axis=-1), axis=-1)
         is_winner = jax.nn.one_hot(winner, args.num_candidates)  # (B, K); the others get a gradient of zero
         winners = jnp.einsum("bk,bka->ba", is_winner, candidates)
-        return drol.routed_loss(
-            winners, batch["actions"], jnp.einsum("bk,ebk->eb", is_winner, q), args.bc_coef, args.q_coef
-        )
+        its_q = jnp.einsum("bk,ebk->eb", is_winner, q)
+        loss, metrics = drol.routed_loss(winners, batch["actions"], its_q, args.bc_coef, args.q_coef)
+        return loss, metrics | {"train/spread": jnp.sqrt(candidates.var(axis=1)).mean()}
 
     gradient, of_all = jax.jit(jax.grad(loss_of_all, has_aux=True))(params["actor"])
     for name, value in of_all.items():

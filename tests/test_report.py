@@ -81,10 +81,13 @@ def test_algorithms_are_columns_beside_the_papers_numbers(tmp_path):
     text = written(tmp_path)
     assert text.count("Data: collected here, not official, sha256 cccccc. Score: success in percent.") == 1
     assert "| settings, at the preset's size | DROL | DriftQL | FQL |" in text
-    *ours, papers = rows(text)
-    assert ours == ["| preset | 70 | 85 · 40 (mean 62.5) | 80 |", "| paper, official data |  | 95 ± 2 | 80 ± 8 |"]
-    assert papers.startswith(f"| {ANT} task 1 |") and "91 ± 10" in papers  # ReBRAC, which has no script here
-    assert "Sources: arXiv 2606.00350" in text
+    first, ours, papers = rows(text)
+    assert first == "| preset | 70 | 85 · 40 (mean 62.5) | 80 |"
+    data = "ours, collected here, not official, sha256 cccccc"
+    assert ours.startswith(f"| {ANT} task 1 | {data} | 85 · 40 (mean 62.5) | 70 | 80 |")  # DriftQL, DROL, FQL
+    assert papers.startswith(f"| {ANT} task 1 | papers, official data | 95 ± 2 |  | 80 ± 8 |")
+    assert "91 ± 10" in papers  # ReBRAC, which has no script here
+    assert text.count("Sources: arXiv 2606.00350") == 1
     assert "pointmaze" not in text and "cube" not in text  # of the papers, only what was run
 
 
@@ -99,10 +102,12 @@ def test_sizes_are_never_mixed_in_a_table(tmp_path):
     small, large = "hidden-dims 256 256 256", "hidden-dims 512 512 512 512"
     sizes = "the preset's size", f"batch-size 256, {small}", f"batch-size 128, {small}", f"batch-size 256, {large}"
     assert headings == list(sizes)
-    assert rows(text)[:-1] == [
-        "| preset | 90 |", "| paper, official data | 95 ± 2 |", "| 300,000 | preset | 30 | 10 |",
+    assert rows(text)[:-2] == [
+        "| preset | 90 |", "| 300,000 | preset | 30 | 10 |",
         "| 20,000 | preset | 20 (of 1 evaluation) |", "| 300,000 | preset | 50 |",
     ]  # fmt: skip
+    what, *cells = rows(text)[-2].strip("| ").split(" | ")[1:]
+    assert what == "ours, official, sha256 000000" and [cell for cell in cells if cell.strip()] == ["90"]
 
 
 def test_runs_with_laptop_are_one_table_of_tasks(tmp_path):
@@ -226,9 +231,22 @@ def test_d4rl_has_normalized_returns_and_papers_only_beside_d4rls_files(tmp_path
         make_run(tmp_path / "runs", env="hopper-medium-v2", task=None, data=data, metric="normalized", finals=(score,))
     text = written(tmp_path)
     assert text.count("Score: normalized return.") == 3
-    assert text.count("| paper, official data | 75 ± 6 |") == 1
-    (block,) = [block for block in text.split("Data: ") if "paper, official" in block]
-    assert block.startswith("D4RL's file, sha256 dddddd") and "| preset | 61 |" in block
+    beside = rows(text.partition("## Beside")[2])
+    assert len(beside) == 2 and beside[0].startswith("| hopper-medium-v2 | ours, D4RL's file, sha256 dddddd |  | 61 |")
+    assert beside[1].startswith("| hopper-medium-v2 | papers, official data | 90.5 ± 4.6 | 75 ± 6 |")
+
+
+def test_offline_model_selection_takes_the_evaluation_after_the_lowest_loss_but_rank(tmp_path):
+    """As Diffusion-QL's numbers on D4RL: for hopper-medium the third lowest, of means since the evaluation before."""
+    what = dict(algo="diffusion_ql", task=None, metric="normalized", data={"source": "d4rl"}, eval_every=100)
+    run = make_run(tmp_path / "runs", env="hopper-medium-v2", seeds=(3,), finals=(60.0,), steps=500, **what)
+    losses = {50: 1, 100: 1, 150: 6, 200: 0, 250: 2, 300: 2, 350: 5, 400: 5, 450: 8, 500: 8}  # at 200 the mean is 3
+    lines = [f"{step},3,1,{loss}\n{step},4,1,{9 - loss}\n{step},3,2,{9 - loss}" for step, loss in losses.items()]
+    (run / "train.csv").write_text("\n".join(["step,seed,eta,losses/denoising", *lines]))  # eta 2 is of a grid
+    make_run(tmp_path / "runs", env="antmaze-umaze-v2", **what)  # has no number of the kind
+    selected = {row["env"]: row["selected_offline"] for row in csv.DictReader(written(tmp_path, "csv").splitlines())}
+    assert selected == {"hopper-medium-v2": "40.0", "antmaze-umaze-v2": ""}
+    assert "60 (selected offline 40)" in written(tmp_path)
 
 
 def test_a_row_per_seed_says_how_it_was_made(tmp_path):
@@ -241,7 +259,7 @@ def test_a_row_per_seed_says_how_it_was_made(tmp_path):
         "env": ANT, "task": "1", "algo": "driftql", "data": "collected here, not official, sha256 cccccc",
         "metric": "success", "seed": "2", "updates": "500000", "command": f"driftql.py --env {ANT} {flags}",
         "updates_per_second": "100.0", "wall_seconds": "4000.0", "device": "1 x H100", "commit": "abc",
-        "rarest_best_mode": "", "run": run.name,
+        "selected_offline": "", "rarest_best_mode": "", "run": run.name,
         "paper_mean": "95", "paper_std": "2", "paper_source": "arXiv 2606.00350 Table 3",
     }  # fmt: skip
     page = html.unescape(written(tmp_path, "html"))

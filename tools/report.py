@@ -34,8 +34,8 @@ OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC",
 INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
 its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
 A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
-The best of several settings at one size is bold. The papers' numbers are mean ± standard deviation over seeds, for the
-official data and the preset's size."""
+The best of several settings at one size is bold. "Selected offline" is the evaluation that a paper's model
+selection by the denoising loss takes. The papers' numbers are mean ± standard deviation over seeds."""
 IQM = functools.partial(trim_mean, proportiontocut=0.25)  # the half in the middle (Agarwal et al., arXiv 2108.13264)
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
@@ -62,6 +62,8 @@ def score_text(runs: list[Run]) -> str:
         notes.append(interval([scores], np.mean))
     if runs[0].task and runs[0].counted < 3:
         notes.append(f"of {runs[0].counted} evaluation{'s' * (runs[0].counted > 1)}")
+    if "" not in (chosen := [selected(run) for run in runs]):
+        notes.append(f"selected offline {' · '.join(map(number, chosen))}")
     if "" not in (modes := [run.about["rarest_best_mode"] for run in runs]):
         notes.append(f"rarest best mode {' · '.join(map(number, modes))}")
     return " · ".join(map(number, scores)) + (f" ({', '.join(filter(None, notes))})" if notes else "")
@@ -94,6 +96,11 @@ def find_paper(run: Run, algo: str) -> dict[str, str]:
     return read_papers().get((run.env, str(run.task or ""), algo), {}) if comparable else {}
 
 
+def published(runs: list[Run]) -> list[Run]:
+    """The runs on tasks that a paper has numbers for."""
+    return [run for run in runs if any(find_paper(run, algo) for algo in titles() | OTHER_METHODS)]
+
+
 def paper_text(row: dict[str, str]) -> str:
     return (f"{float(row['mean']):g}" if row else "") + (f" ± {float(row['std']):g}" if row.get("std") else "")
 
@@ -106,8 +113,7 @@ def task_tables(runs: list[Run]) -> list[str]:
         return flags_text(run.settings | updates)
 
     parts: list[str] = []
-    known = [run for run in runs if any(find_paper(run, algo) for algo in titles() | OTHER_METHODS)]
-    for alike in split(known, lambda run: (run.metric, run.source, run.size)):
+    for alike in split(published(runs), lambda run: (run.metric, run.source, run.size)):
         found: dict[tuple[str, ...], list[list[str]]] = {}  # tasks -> a row per algorithm and settings
         for same in split(alike, lambda run: (run.algo, settings(run))):
             tasks = [x for x in split(same, lambda run: run.place) if len({run.data for run in x}) == 1]
@@ -124,17 +130,35 @@ def task_tables(runs: list[Run]) -> list[str]:
     return parts
 
 
-def paper_tables(runs: list[Run]) -> list[str]:
-    """All published numbers for the tasks that were run."""
+def paper_table(runs: list[Run]) -> list[str]:
+    """Laid out like the papers' tables: for each task that was run a row of their numbers, under ours at the preset's
+    size."""
     names, sources = titles() | OTHER_METHODS, dict[str, None]()
-    rows = {"task": ["task", *names.values()]}
-    for run in runs:
-        found = [find_paper(run, algo) for algo in names]
-        sources |= dict.fromkeys(row["source"] for row in found if row)
-        if any(found):
-            rows[run.place] = [text(run.place), *map(paper_text, found)]
-    heading = "## The papers' numbers for these tasks"
-    return [heading, table(list(rows.values())), f"Sources: {'; '.join(sources)}."] if sources else []
+    rows = [["task", "", *names.values()]]
+    for here in split(published(runs), lambda run: run.place):
+        ours = [run for run in here if run.size == PRESET_SIZE and not run.settings]
+        for alike in split(ours, lambda run: run.data):
+            cells = {seeds[0].algo: score_text(seeds) for seeds in split(alike, lambda run: run.algo)}
+            row = [alike[0].place, f"ours, {alike[0].data}", *(cells.get(algo, "") for algo in names)]
+            rows.append([text(cell) for cell in row])
+        theirs = [find_paper(here[0], algo) for algo in names]
+        rows.append([text(here[0].place), "papers, official data", *map(paper_text, theirs)])
+        sources |= dict.fromkeys(row["source"] for row in theirs if row)
+    heading = "## Beside the papers' tables"
+    return [heading, table(rows), f"Sources: {'; '.join(sources)}."] if sources else []
+
+
+def selected(run: Run) -> Any:
+    """The score of the evaluation that offline model selection takes, where a paper's number is of such a one, else "".
+    The loss of denoising since the evaluation before it is the lowest, or the lowest but one or two."""
+    if not (rank := find_paper(run, run.algo).get("selection_rank")):
+        return ""
+    losses: dict[int, list[float]] = {step: [] for step in run.curve if step}
+    with open(run.path / "train.csv", newline="") as file:
+        for row in csv.DictReader(file):  # the values of a grid are columns too
+            if int(row["seed"]) == run.seed and all(float(row[x]) == run.args[x] for x in row.keys() & run.args.keys()):
+                losses[min(step for step in losses if step >= int(row["step"]))].append(float(row["losses/denoising"]))
+    return run.curve[sorted(losses, key=lambda step: np.mean(losses[step]))[int(rank)]]
 
 
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | None) -> str:
@@ -146,7 +170,7 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | N
             parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
             parts += [score_table(block) for block in split(alike, lambda run: run.size)]
         parts += pictures(here, folder)
-    parts += task_tables(runs) + paper_tables(runs)
+    parts += task_tables(runs) + paper_table(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
         parts.append(folded("Left out: unfinished, repeated or damaged", "\n".join(reasons)))
@@ -159,8 +183,7 @@ def folded(title: str, content: str) -> str:
 
 
 def score_table(runs: list[Run]) -> str:
-    """Runs of one size: a row per number of updates and settings, a column per algorithm. The papers have the preset's
-    size."""
+    """Runs of one size: a row per number of updates and settings, a column per algorithm."""
     preset_size = runs[0].size == PRESET_SIZE
     columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -180,8 +203,6 @@ def score_table(runs: list[Run]) -> str:
     for row in sorted(rows, key=lambda row: [shared.natural(cell) for cell in row]):
         updates, settings = map(text, row)
         found.append([updates, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
-    if preset_size:
-        found.append(["", "paper, official data", *(paper_text(find_paper(runs[0], x)) for x in columns)])
     return table(found)
 
 
@@ -223,7 +244,7 @@ def rows_of_seeds(runs: list[Run]) -> list[list[Any]]:
     for run in sorted(runs, key=lambda run: run.path):
         row: dict[str, Any] = {"env": run.env, "task": run.task or "", "algo": run.algo, "seed": run.seed}
         row |= {"data": run.data, "command": command(run), "updates": run.args["steps"]}
-        row |= {"metric": run.metric, "score": run.score}
+        row |= {"metric": run.metric, "score": run.score, "selected_offline": selected(run)}
         paper = {f"paper_{name}": find_paper(run, run.algo).get(name, "") for name in ("mean", "std", "source")}
         rows.append(row | run.about | {"run": run.path.name} | paper)
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
