@@ -438,9 +438,9 @@ PRESETS |= {"bandit": BANDIT | dict(lr_decay=True), "bandit-corners": CORNERS, "
 # seed 100 (docs/lab-notes.md).
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
-    critic_layer_norm=True, log_every=1_000, eval_every=25_000, save_every=25_000,
+    critic_layer_norm=True, log_every=1_000, eval_every=10_000, save_every=10_000,
 )  # fmt: skip
-POINT = dict(discount=0.995, learning_rate=6e-4, eval_every=10_000, target_rate=0.02, eta=10.0)
+POINT = dict(discount=0.995, learning_rate=6e-4, target_rate=0.02, eta=10.0)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
     "pointmaze-large-navigate": POINT,

@@ -428,9 +428,9 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 # seed 100 (docs/lab-notes.md). Each of the actor's two steps takes 64 of the 128.
 SMALL = dict(
     hidden_dims=(64, 64, 64), actor_width=64, batch_size=128, critic_batch_size=64, learning_rate=1e-3, steps=100_000,
-    actor_target_rate=0.005, log_every=1_000, eval_every=25_000, save_every=25_000,
+    actor_target_rate=0.005, log_every=1_000, eval_every=10_000, save_every=10_000,
 )  # fmt: skip
-POINT = dict(discount=0.995, eval_every=10_000, target_rate=0.02, expectile=0.9, num_samples=8)
+POINT = dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=8)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
     "pointmaze-large-navigate": POINT,
