@@ -366,9 +366,7 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     num_candidates=4, log_every=1_000, eval_every=10_000, save_every=10_000,
 )  # fmt: skip
-POINT = dict(
-    discount=0.995, learning_rate=6e-4, eval_every=10_000, target_rate=0.02, q_agg="min", alpha=3, noise_dim=16
-)
+POINT = dict(discount=0.995, learning_rate=6e-4, target_rate=0.02, q_agg="min", alpha=3, noise_dim=16)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
     "pointmaze-large-navigate": POINT,
