@@ -51,6 +51,8 @@ from common.plots import draw_run
 from common.system import ROOT, lock, progress_bar, require, say, write_json
 from common.workers import STOP_SIGNALS
 
+PATIENCE = 30  # seconds; a program for a GPU compiles in half of them
+
 
 class Run(contextlib.AbstractContextManager):
     """The directory and the logs of one run, as a context manager.
@@ -431,7 +433,7 @@ def circumstances(dataset: Dataset) -> dict[str, Any]:
 class StopSignals:
     """Ctrl-C, SIGTERM and SIGHUP. `number` becomes that of the first one, after which the run ends well. Another one,
     a second or more later, ends the process at once. So does the first, showing where, if the run does not answer in
-    ten seconds, because something hangs. An ignored signal, as SIGHUP is under nohup, stays ignored.
+    PATIENCE, because something hangs. An ignored signal, as SIGHUP is under nohup, stays ignored.
 
     Python calls a handler when a compiled program has returned, which is once per interval at least.
     """
@@ -446,7 +448,7 @@ class StopSignals:
     def _receive(self, number: int, _: Any) -> None:
         if not self.number:
             self.number, self.since = number, time.monotonic()
-            faulthandler.dump_traceback_later(10, exit=True, file=2)
+            faulthandler.dump_traceback_later(PATIENCE, exit=True, file=2)
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, b"\nstopping at the end of this interval; Ctrl-C again stops at once\n")
         elif time.monotonic() - self.since >= 1:  # `timeout` and batch systems send one twice

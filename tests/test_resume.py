@@ -142,9 +142,10 @@ def test_sigterm_ends_a_run_whose_environment_hangs(tmp_path):
 
 BLOCKED = """
 import contextlib, queue
-from common.runs import StopSignals
+from common import runs
+runs.PATIENCE = 3
 with contextlib.ExitStack() as stack:
-    StopSignals(stack)
+    runs.StopSignals(stack)
     print("ready", flush=True)
     queue.Queue().get()
 """
@@ -152,7 +153,7 @@ with contextlib.ExitStack() as stack:
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_library_that_does_not_return_is_ended(again, tmp_path):
-    """By another signal, a second later; within it they are one. Or by the first, after ten seconds, with the place."""
+    """By another signal, a second later; within it they are one. Or by the first, when patience ends."""
     with open(tmp_path / "stderr", "w") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-c", BLOCKED], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
@@ -166,4 +167,4 @@ def test_a_library_that_does_not_return_is_ended(again, tmp_path):
         assert time.monotonic() - began >= 1
     process.communicate(timeout=60)
     assert process.returncode == (128 + signal.SIGINT if again else 1)
-    assert ("line 7 in <module>" in (tmp_path / "stderr").read_text()) == (not again)
+    assert ("line 8 in <module>" in (tmp_path / "stderr").read_text()) == (not again)
