@@ -24,6 +24,7 @@ from shared import preset, read_runs
 from common import UserError
 from common.system import lock
 
+NAMED = "| official, sha256 000000 "
 OFFICIAL = {"source": "official", "sha256": "0" * 64, "collection": None}
 COLLECTED = {"source": "collected", "sha256": "c" * 64}
 COLLECTED["collection"] = {"episodes": 1000, "official_episodes": 1000, "p_random_action": 0.0}
@@ -79,12 +80,11 @@ def test_algorithms_are_columns_beside_the_papers_numbers(tmp_path):
     make_run(tmp_path / "runs", "fql", finals=(0.8,), data=COLLECTED)
     make_run(tmp_path / "runs", "drol", finals=(0.7,), data=COLLECTED)
     text = written(tmp_path)
-    assert text.count("Data: collected here, not official, sha256 cccccc. Score: success in percent.") == 1
-    assert "| settings, at the preset's size | DROL | DriftQL | FQL |" in text
+    assert "\nScore: success in percent.\n\n| data | settings, at the preset's size | DROL | DriftQL | FQL |\n" in text
     first, ours, papers = rows(text)
-    assert first == "| preset | 70 | 85 · 40 (mean 62.5) | 80 |"
-    data = "ours, collected here, not official, sha256 cccccc"
-    assert ours.startswith(f"| {ANT} task 1 | {data} | 85 · 40 (mean 62.5) | 70 | 80 |")  # DriftQL, DROL, FQL
+    data = "collected here, not official, sha256 cccccc"
+    assert first == f"| {data} | preset | 70 | 85 · 40 (mean 62.5) | 80 |"
+    assert ours.startswith(f"| {ANT} task 1 | ours, {data} | 85 · 40 (mean 62.5) | 70 | 80 |")  # DriftQL, DROL, FQL
     assert papers.startswith(f"| {ANT} task 1 | papers, official data | 95 ± 2 |  | 80 ± 8 |")
     assert "91 ± 10" in papers  # ReBRAC, which has no script here
     assert text.count("Sources: arXiv 2606.00350") == 1
@@ -103,8 +103,8 @@ def test_sizes_are_never_mixed_in_a_table(tmp_path):
     sizes = "the preset's size", f"batch-size 256, {small}", f"batch-size 128, {small}", f"batch-size 256, {large}"
     assert headings == list(sizes)
     assert rows(text)[:-2] == [
-        "| preset | 90 |", "| 300,000 | preset | 30 | 10 |",
-        "| 20,000 | preset | 20 (of 1 evaluation) |", "| 300,000 | preset | 50 |",
+        f"{NAMED}| preset | 90 |", f"{NAMED}| 300,000 | preset | 30 | 10 |",
+        f"{NAMED}| 20,000 | preset | 20 (of 1 evaluation) |", f"{NAMED}| 300,000 | preset | 50 |",
     ]  # fmt: skip
     what, *cells = rows(text)[-2].strip("| ").split(" | ")[1:]
     assert what == "ours, official, sha256 000000" and [cell for cell in cells if cell.strip()] == ["90"]
@@ -126,28 +126,38 @@ def test_runs_with_laptop_are_one_table_of_tasks(tmp_path):
     assert second == f"| pointmaze-medium-navigate task 1; {data} |  | 100 |"
     assert speed == "| updates per second, of a run's seeds together | 100 to 100 | 100 to 100 |"
     assert wall == "| minutes in all, of a run's seeds together | 67 to 67 | 67 to 67 |"
-    assert other == "| preset | 70 |" and "--laptop" in written(tmp_path, "csv")
+    assert other == f"| {data} | preset | 70 |" and "--laptop" in written(tmp_path, "csv")
     assert "| 100,000 | alpha 3 | 20 |" in text and "settings, at the laptop's size" in text
 
 
-def test_tasks_data_and_metrics_are_never_mixed(tmp_path):
-    make_run(tmp_path / "runs")
-    make_run(tmp_path / "runs", task=2)
-    make_run(tmp_path / "runs", data=COLLECTED)
-    make_run(tmp_path / "runs", data=COLLECTED | {"sha256": "d" * 64})
-    make_run(tmp_path / "runs", data=OFFICIAL | {"source": "unverified"})
-    make_run(tmp_path / "runs", env="Own-v0", task=None, data={"source": "user"}, metric="return", finals=(-1234.5,))
+def test_tasks_and_metrics_are_never_mixed_and_data_are_named(tmp_path):
+    """Each data once, above rows that have none."""
+    make_run(tmp_path / "runs", finals=(0.1,))
+    make_run(tmp_path / "runs", finals=(0.2,), alpha=3.0)
+    make_run(tmp_path / "runs", finals=(0.3,), task=2)
+    make_run(tmp_path / "runs", finals=(0.4,), data=COLLECTED)
+    make_run(tmp_path / "runs", finals=(0.5,), data=COLLECTED | {"sha256": "d" * 64})
+    make_run(tmp_path / "runs", finals=(0.6,), data=OFFICIAL | {"source": "unverified"})
+    own = dict(task=None, data={"source": "user"}, finals=(-1234.5,))
+    make_run(tmp_path / "runs", env="Own-v0", metric="return", **own)
+    make_run(tmp_path / "runs", env="Own-v0", **own)
     runs, left_out = read_runs([tmp_path / "runs"])
-    assert (len(runs), left_out) == (6, [])
-    assert [line for line in written(tmp_path).splitlines() if line.startswith("Data: ")] == [
-        "Data: the user's file, file.npz. Score: return.",
-        "Data: collected here, not official, sha256 cccccc. Score: success in percent.",
-        "Data: collected here, not official, sha256 dddddd. Score: success in percent.",
-        "Data: file of unknown origin, sha256 000000. Score: success in percent.",
-        "Data: official, sha256 000000. Score: success in percent.",
-        "Data: official, sha256 000000. Score: success in percent.",
+    assert (len(runs), left_out) == (8, [])
+    text = written(tmp_path)
+    assert re.findall("## (.*)|Score: (.*)[.]", text.partition("## Beside")[0]) == [
+        ("Own-v0", ""), ("", "return"), ("", "success in percent"),
+        (f"{ANT} task 1", ""), ("", "success in percent"), (f"{ANT} task 2", ""), ("", "success in percent"),
+    ]  # fmt: skip
+    assert rows(text)[:8] == [
+        "| the user's file, file.npz | preset | -1234.5 |",
+        "| the user's file, file.npz | preset | -123,450 |",
+        "| collected here, not official, sha256 cccccc | preset | 40 |",
+        "| collected here, not official, sha256 dddddd | preset | 50 |",
+        "| file of unknown origin, sha256 000000 | preset | 60 |",
+        f"{NAMED}| preset | 10 at alpha 10 |",
+        "|  | alpha 3 | **20** |",
+        f"{NAMED}| preset | 30 |",
     ]
-    assert "| preset | -1234.5 |" in written(tmp_path)
 
 
 def test_what_was_varied_is_named_with_the_best_marked(tmp_path):
@@ -157,12 +167,12 @@ def test_what_was_varied_is_named_with_the_best_marked(tmp_path):
     make_run(tmp_path / "runs", "fql", data=COLLECTED)
     make_run(tmp_path / "runs", "fql", data=COLLECTED, eval_episodes=20, finals=(0.6,))
     assert rows(written(tmp_path))[:-2] == [
-        "| preset | 40 · 50 (mean 45) at alpha 10, q-agg mean | 50 |",
-        "| alpha 1 | 10 · 20 (mean 15) |  |",
-        "| alpha 3 | 20 · 30 (mean 25) |  |",
-        "| alpha 3, q-agg min | 50 |  |",
-        "| alpha 30 | **90 · 100 (mean 95)** |  |",
-        "| eval-episodes 20, eval-every 100,000 |  | 60 |",
+        "| collected here, not official, sha256 cccccc | preset | 40 · 50 (mean 45) at alpha 10, q-agg mean | 50 |",
+        "|  | alpha 1 | 10 · 20 (mean 15) |  |",
+        "|  | alpha 3 | 20 · 30 (mean 25) |  |",
+        "|  | alpha 3, q-agg min | 50 |  |",
+        "|  | alpha 30 | **90 · 100 (mean 95)** |  |",
+        "|  | eval-episodes 20, eval-every 100,000 |  | 60 |",
     ]
 
 
@@ -174,7 +184,7 @@ def test_each_combination_of_a_grid_is_a_row(tmp_path):
     grid = [{"values": {"alpha": 10.0}, "evaluations": evaluations}, {"values": {"alpha": 3.0}, "evaluations": low}]
     (run / "result.json").write_text(json.dumps(result | {"grid": grid}))
     assert rows(written(tmp_path))[:2] == [
-        "| preset | **50 · 50 (mean 50)** at alpha 10 |", "| alpha 3 | 10 · 20 (mean 15) |",
+        f"{NAMED}| preset | **50 · 50 (mean 50)** at alpha 10 |", "|  | alpha 3 | 10 · 20 (mean 15) |",
     ]  # fmt: skip
     assert f"driftql.py --env {ANT} --task 1 --seed 1 --alpha 3," in written(tmp_path, "csv")
 
@@ -197,8 +207,8 @@ def test_an_interval_is_given_from_five_seeds_on(tmp_path):
     make_run(tmp_path / "runs", seeds=range(4), finals=(0.1, 0.2, 0.3, 0.4))
     make_run(tmp_path / "runs", "fql", seeds=range(5), finals=(0.1, 0.2, 0.3, 0.4, 0.5))
     make_run(tmp_path / "runs", "idql", seeds=range(5), finals=[1.0] * 5)
-    (row,) = [row for row in rows(written(tmp_path)) if row.startswith("| preset |")]
-    four, five, equal = row.split(" | ")[1:]
+    (row,) = [row for row in rows(written(tmp_path)) if row.startswith(f"{NAMED}| preset |")]
+    four, five, equal = row.split(" | ")[2:]
     assert four == "10 · 20 · 30 · 40 (mean 25)"
     low, high = map(float, re.fullmatch(r"10 · 20 · 30 · 40 · 50 \(mean 30, (\S+) to (\S+)\)", five).groups())
     assert 16 < low < 20 and 40 < high < 44  # 1.96 sd / sqrt(5) is 12.4
@@ -230,7 +240,7 @@ def test_d4rl_has_normalized_returns_and_papers_only_beside_d4rls_files(tmp_path
         data = {"source": source, "sha256": source[0] * 64}
         make_run(tmp_path / "runs", env="hopper-medium-v2", task=None, data=data, metric="normalized", finals=(score,))
     text = written(tmp_path)
-    assert text.count("Score: normalized return.") == 3
+    assert text.count("Score: normalized return.") == 1
     beside = rows(text.partition("## Beside")[2])
     assert len(beside) == 2 and beside[0].startswith("| hopper-medium-v2 | ours, D4RL's file, sha256 dddddd |  | 61 |")
     assert beside[1].startswith("| hopper-medium-v2 | papers, official data | 90.5 ± 4.6 | 75 ± 6 |")

@@ -34,7 +34,8 @@ OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC",
 INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
 its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
 A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
-The best of several settings at one size is bold. "Selected offline" is the evaluation that a paper's model
+A row that names no data has those of the row above. The
+best of several settings at one size is bold. "Selected offline" is the evaluation that a paper's model
 selection by the denoising loss takes. The papers' numbers are mean ± standard deviation over seeds."""
 IQM = functools.partial(trim_mean, proportiontocut=0.25)  # the half in the middle (Agarwal et al., arXiv 2108.13264)
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
@@ -162,12 +163,12 @@ def selected(run: Run) -> Any:
 
 
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | None) -> str:
-    """The tables of each environment and dataset. folder: of the pictures, None for none."""
+    """All tables. folder: of the pictures, None for none."""
     parts = ["# Results", INTRODUCTION.replace("\n", " "), *laptop_table(runs, folder)]
     for here in split([run for run in runs if not in_laptop_table(run)], lambda run: run.place):
         parts.append(f"## {text(here[0].place)}")
-        for alike in split(here, lambda run: (run.data, run.metric)):
-            parts.append(f"Data: {text(alike[0].data)}. Score: {shared.METRICS[alike[0].metric]}.")
+        for alike in split(here, lambda run: run.metric):
+            parts.append(f"Score: {shared.METRICS[alike[0].metric]}.")
             parts += [score_table(block) for block in split(alike, lambda run: run.size)]
         parts += pictures(here, folder)
     parts += task_tables(runs) + paper_table(runs)
@@ -183,26 +184,27 @@ def folded(title: str, content: str) -> str:
 
 
 def score_table(runs: list[Run]) -> str:
-    """Runs of one size: a row per number of updates and settings, a column per algorithm."""
-    preset_size = runs[0].size == PRESET_SIZE
+    """Runs of one size: a row per data (named once), number of updates, and settings; a column per algorithm."""
     columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for alike in split(runs, lambda run: (run.algo, run.args["steps"])):
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for alike in split(runs, lambda run: (run.data, run.algo, run.args["steps"])):
         lines, varied = shared.same_settings(alike), {name for run in alike for name in run.settings}
         for seeds in lines:
             run, cell = seeds[0], text(score_text(seeds))
-            updates = "" if preset_size else f"{run.args['steps']:,}"
-            row = (updates, flags_text(run.settings))
+            updates = "" if run.size == PRESET_SIZE else f"{run.args['steps']:,}"
+            row = run.data, updates, flags_text(run.settings)
             if run.algo in rows.get(row, {}):  # the same settings, measured in another way
-                row = (updates, flags_text({name: run.args.get(name) for name in (*run.settings, *shared.MEASURED)}))
+                named = {name: run.args.get(name) for name in (*run.settings, *shared.MEASURED)}
+                row = run.data, updates, flags_text(named)
             if varied and len(lines) > 1:
                 cell = f"**{cell}**" if mean(seeds) == max(map(mean, lines)) else cell
                 cell += "" if run.settings else f" at {text(flags_text({name: run.args.get(name) for name in varied}))}"
             rows.setdefault(row, {})[run.algo] = cell
-    found = [["updates", f"settings, at {text(runs[0].size)}", *columns.values()]]
+    found, above = [["data", "updates", f"settings, at {text(runs[0].size)}", *columns.values()]], ""
     for row in sorted(rows, key=lambda row: [shared.natural(cell) for cell in row]):
-        updates, settings = map(text, row)
-        found.append([updates, settings or "preset", *(rows[row].get(algo, "") for algo in columns)])
+        data, updates, settings = map(text, row)
+        cells = [data * (data != above), updates, settings or "preset", *(rows[row].get(algo, "") for algo in columns)]
+        found, above = [*found, cells], data
     return table(found)
 
 
