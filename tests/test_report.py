@@ -445,7 +445,7 @@ def test_curves_have_a_thin_line_per_seed_and_a_thick_mean(tmp_path, monkeypatch
     make_run(tmp_path, "fql")
     make_run(tmp_path, "fql", hidden_dims=[8])
     make_run(tmp_path, "fql", data=COLLECTED)
-    axes, *others = drawn(monkeypatch, plot.draw_scores, read_runs([tmp_path])[0][1:], tmp_path)
+    axes, *others = drawn(monkeypatch, plot.draw_scores, read_runs([tmp_path])[0][1:], tmp_path, "")
     assert len(others) == 1 and "hidden-dims 8" in others[0].get_title()
     thick = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 1}
     assert len(axes.lines) == len(thick) + 4  # one seed is its own mean
@@ -464,7 +464,7 @@ def test_corruption_is_drawn_over_the_share_of_random_actions(tmp_path, monkeypa
         make_run(tmp_path, data=data, finals=(0.1,), alpha=3.0)
         fewer = data | {"sha256": f"f{i}", "collection": data["collection"] | {"episodes": 200}}
         make_run(tmp_path, "fql", data=fewer, finals=(0.2,))
-    (axes,) = drawn(monkeypatch, plot.draw_scores, read_runs([tmp_path])[0], tmp_path)
+    (axes,) = drawn(monkeypatch, plot.draw_scores, read_runs([tmp_path])[0], tmp_path, "")
     assert axes.get_xlabel() == "random actions in the data, %"
     means = {line.get_label(): line for line in axes.lines if line.get_linewidth() > 1.7}
     (mean,) = [line for line in means.values() if line.get_ydata() == pytest.approx([85, 65, 45])]
@@ -474,9 +474,12 @@ def test_corruption_is_drawn_over_the_share_of_random_actions(tmp_path, monkeypa
     assert {80, 90} <= set(np.round(dots))
 
 
-def test_each_environment_has_its_own_picture(tmp_path):
+def test_each_environment_has_its_own_picture_and_so_has_the_laptops_table(tmp_path):
     make_run(tmp_path / "runs")
     make_run(tmp_path / "runs", task=2)
+    make_run(tmp_path / "runs", "fql", "cube-single-play", 2)
+    make_run(tmp_path / "runs", "fql", "cube-single-play", 2, laptop=True)
     links = re.findall(r"!\[Scores\]\((.*)\)", written(tmp_path, pictures=True))
-    assert links == [f"report_files/{ANT}-task-1.png", f"report_files/{ANT}-task-2.png"]
+    names = "cube-single-play-task-2-laptop", f"{ANT}-task-1", f"{ANT}-task-2", "cube-single-play-task-2"
+    assert links == [f"report_files/{name}.png" for name in names]
     assert all((tmp_path / link).stat().st_size for link in links)

@@ -73,10 +73,10 @@ def draw_panels(panels: list[tuple], path: Path) -> Path:
     return path
 
 
-def draw_scores(runs: list[Run], folder: Path) -> list[Path]:
-    """The pictures of one environment: learning curves, with a panel for each dataset and size, as there are tables in
-    a report, and, of runs on data with random actions, the score over their share. Returns the files."""
-    name = re.sub(r"\W+", "-", runs[0].place)[:100].strip("-")
+def draw_scores(runs: list[Run], folder: Path, name: str) -> list[Path]:
+    """The pictures of runs in one environment, in files of this name: learning curves, with a panel for each dataset
+    and size, and, of runs on data with random actions, the score over their share. Returns the files."""
+    name = re.sub(r"\W+", "-", name)[:100].strip("-")
     panels: list[tuple] = []
     for alike in split(runs, lambda run: (run.data, run.metric, run.size)):
         title = f"{alike[0].place}; data: {alike[0].data}; {alike[0].size}"

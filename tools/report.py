@@ -40,7 +40,8 @@ selection by the denoising loss takes. The papers' numbers are mean ± standard 
 IQM = functools.partial(trim_mean, proportiontocut=0.25)  # the half in the middle (Agarwal et al., arXiv 2108.13264)
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
-td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; min-width: 5em }"""
+td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; min-width: 5em }
+td:first-child { min-width: 9em }"""
 ESCAPED = str.maketrans({sign: f"&#{ord(sign)};" for sign in "<>&|[]`*\\$~"})
 
 
@@ -170,7 +171,7 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | N
         for alike in split(here, lambda run: run.metric):
             parts.append(f"Score: {shared.METRICS[alike[0].metric]}.")
             parts += [score_table(block) for block in split(alike, lambda run: run.size)]
-        parts += pictures(here, folder)
+        parts += pictures(here, folder, here[0].place)
     parts += task_tables(runs) + paper_table(runs)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
@@ -226,7 +227,8 @@ def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
         taken = [[run.about[name] / unit for run in runs if run.algo == algo] for algo in columns]
         rows.append([f"{label}, of a run's seeds together", *(f"{min(x):.0f} to {max(x):.0f}" for x in taken)])
     size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "steps", "eval_episodes")})
-    curves = [picture for here in split(runs, lambda run: run.place) for picture in pictures(here, folder)]
+    places = split(runs, lambda run: run.place)
+    curves = [link for here in places for link in pictures(here, folder, f"{here[0].place} laptop")]
     return ["## With `--laptop`", f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}.", table(rows), *curves]
 
 
@@ -262,13 +264,13 @@ def spreadsheet(rows: list[list[Any]]) -> str:
     return content.getvalue()
 
 
-def pictures(here: list[Run], folder: Path | None) -> list[str]:
-    """Links to the pictures of an environment, drawn into the folder, if there is one. What cannot be drawn is a line
-    on standard error."""
+def pictures(here: list[Run], folder: Path | None, name: str) -> list[str]:
+    """Links to the pictures of runs in an environment, drawn into the folder, if there is one, in files of this name.
+    What cannot be drawn is a line on standard error."""
     if folder is None:
         return []
     try:
-        return [f"![Scores]({quote(f'{folder.name}/{path.name}')})" for path in plot.draw_scores(here, folder)]
+        return [f"![Scores]({quote(f'{folder.name}/{path.name}')})" for path in plot.draw_scores(here, folder, name)]
     except Exception as error:  # whatever it is, the tables are written
         print(line(f"no picture of {here[0].place}: {error}"), file=sys.stderr)
         return []
