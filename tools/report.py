@@ -39,7 +39,7 @@ best of several settings at one size is bold. "Selected offline" is the evaluati
 selection by the denoising loss takes. The papers' numbers are mean ± standard deviation over seeds."""
 IQM = functools.partial(trim_mean, proportiontocut=0.25)  # the half in the middle (Agarwal et al., arXiv 2108.13264)
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; display: block; overflow-x: auto } img { max-width: 100% }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin-bottom: 1em } img { max-width: 100% }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left; vertical-align: top; min-width: 5em }
 td:first-child { min-width: 9em }"""
 ESCAPED = str.maketrans({sign: f"&#{ord(sign)};" for sign in "<>&|[]`*\\$~"})
