@@ -5,7 +5,6 @@ in lockstep: each tick is one batched call of the policy for all lanes. An episo
 episode) alone and the lanes do not depend on the number of workers, so neither do the results.
 """
 
-import itertools
 import math
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
@@ -26,12 +25,47 @@ INFO = ("success", "support", *MODES)  # what an environment may report in the l
 FIGURES = ("success", "support", "rarest_mode", "return", "length", "normalized")
 
 
-class Evaluator(Workers):
-    """Plays episodes: `evaluate(state, step)`. A context manager that ends its workers.
+class Lanes(Workers):
+    """Environments in worker processes, each of which plays the episodes that it is given. A context manager that ends
+    the workers.
 
-    make_env() makes one environment; act(state, observations (B, S), key) -> actions (B, A) is the policy of one
-    member; seeds: one per member; episodes: per member; workers: processes, None is one per core; stopping: a function
-    that ends an evaluation when it returns true.
+    make_env() makes one environment; count: of environments; workers: processes, None is one per core; stopping: a
+    function that ends the waiting for an answer when it returns true.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[..., gymnasium.Env],
+        count: int,
+        workers: int | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ):
+        self.stopping = stopping
+        parts = np.array_split(np.arange(count), min(workers or usable_cores(), count))
+        self.parts = [part.tolist() for part in parts]  # lanes of each worker
+        super().__init__(work, [(make_env, part) for part in self.parts])
+
+    def ask(self, command: str, message: dict[int, Any]) -> list[tuple]:
+        """Tells some lanes to `start` (seed, step, episodes) or to `step` (action). Returns what `play` yields for each
+        of them, in the order of lanes; nothing if asked to stop meanwhile."""
+        parts = [{lane: message[lane] for lane in part if lane in message} for part in self.parts]
+        asked = [(pipe, part) for pipe, part in zip(self.pipes, parts) if part]
+        for pipe, part in asked:
+            self.send(pipe, (command, part))
+        answers = []
+        for pipe, _ in asked:
+            while not pipe.poll(0.5):  # an environment may hang
+                if self.stopping():
+                    return []
+            answers += self.receive(pipe)
+        return [] if self.stopping() else answers
+
+
+class Evaluator(Lanes):
+    """Plays episodes: `evaluate(state, step)`.
+
+    make_env, workers, stopping: as for Lanes; act(state, observations (B, S), key) -> actions (B, A) is the policy of
+    one member; seeds: one per member; episodes: per member.
     """
 
     def __init__(
@@ -55,12 +89,10 @@ class Evaluator(Workers):
 
         act_lanes = jax.vmap(act_one, in_axes=(None, 0, None, None, 0, 0))
         self.act = jax.jit(jax.vmap(act_lanes, in_axes=(0, 0, 0, None, 0, 0)))
-        self.seeds, self.episodes, self.progress, self.stopping = seeds, episodes, progress, stopping
+        self.seeds, self.episodes, self.progress = seeds, episodes, progress
         rounds = math.ceil(episodes / max(1, MAX_LANES // len(seeds)))
         self.lanes = math.ceil(episodes / rounds)  # per member
-        total = self.lanes * len(seeds)
-        self.parts = np.array_split(np.arange(total), min(workers or usable_cores(), total))  # lanes of each worker
-        super().__init__(work, [(make_env, len(part)) for part in self.parts])
+        super().__init__(make_env, self.lanes * len(seeds), workers, stopping)
 
     def __call__(self, state: Any, step: int) -> dict[str, Any] | None:
         """Results at this step of training: arrays (members, episodes) named return, length, and success and support
@@ -72,14 +104,14 @@ class Evaluator(Workers):
         # The lanes of a member take its episodes in turn.
         turns = [range(first, self.episodes, self.lanes) for first in range(self.lanes)]
         plays = [(seed, step, episodes) for seed in self.seeds for episodes in turns]
-        messages: list[tuple] = [("start", [plays[lane] for lane in part]) for part in self.parts]
+        command, message = "start", dict[int, Any](enumerate(plays))
         records: dict[tuple[int, int], dict[str, Any]] = {}  # of member and episode
         total = len(seeds) * self.episodes
         with progress_bar("evaluate", total, "episode", leave=False, shown=self.progress) as bar:
             while True:
-                if (answers := self._ask(messages)) is None:
+                if not (answers := self.ask(command, message)):
                     return None
-                observations, episode, tick, ended, _ = zip(*itertools.chain(*answers))
+                observations, episode, tick, ended, _ = zip(*answers)
                 for lane, record in enumerate(ended):
                     if record:
                         records[lane // self.lanes, record["episode"]] = record
@@ -88,38 +120,26 @@ class Evaluator(Workers):
                     break
                 now = [np.reshape(x, shape) for x in (episode, tick)]
                 actions = self.act(state, np.reshape(observations, (*shape, -1)), seeds, step, *now)
-                actions = np.asarray(actions).reshape(len(plays), -1)
-                messages = [("step", actions[part]) for part in self.parts]
+                command, message = "step", dict(enumerate(np.asarray(actions).reshape(len(plays), -1)))
         rows = [records[member, episode] for member, episode in sorted(records)]
         names = [name for name in (*INFO, "return", "length") if any(name in row for row in rows)]
         # An environment may report a success only where there is one.
         results = {name: np.array([row.get(name, 0.0) for row in rows]).reshape(len(seeds), -1) for name in names}
         return results | {"paths": [row["path"] for row in rows[: self.episodes]]}
 
-    def _ask(self, messages: list[tuple]) -> list | None:
-        """Sends one message to each worker, and returns each one's answer; None if asked to stop meanwhile."""
-        for pipe, message in zip(self.pipes, messages):
-            self.send(pipe, message)
-        answers = []
-        for pipe in self.pipes:
-            while not pipe.poll(0.5):  # an environment may hang
-                if self.stopping():
-                    return None
-            answers.append(self.receive(pipe))
-        return None if self.stopping() else answers
 
-
-def work(pipe: Connection, make_env: Callable[..., gymnasium.Env], num_lanes: int) -> None:
-    """Answers until the pipe ends: start (the episodes of each lane), step (an action for each lane)."""
-    envs = [make_env() for _ in range(num_lanes)]
-    name = envs[0].spec.id if envs[0].spec else type(envs[0].unwrapped).__name__
+def work(pipe: Connection, make_env: Callable[..., gymnasium.Env], lanes: list[int]) -> None:
+    """Answers `ask` until the pipe ends, for an environment of each of these lanes."""
+    envs = {lane: make_env() for lane in lanes}
+    first, playing = envs[lanes[0]], dict[int, Generator]()
+    name = first.spec.id if first.spec else type(first.unwrapped).__name__
     multiprocessing.current_process().name = f"the environment {name}"  # for the message if it fails
     while True:
         command, message = pipe.recv()
         if command == "start":
-            lanes = [play(env, *episodes) for env, episodes in zip(envs, message)]
-            message = [None] * num_lanes
-        pipe.send([lane.send(action) for lane, action in zip(lanes, message)])
+            playing |= {lane: play(envs[lane], *episodes) for lane, episodes in message.items()}
+            message = dict.fromkeys(message)
+        pipe.send([playing[lane].send(x) for lane, x in message.items()])
 
 
 def play(env: gymnasium.Env, seed: int, step: int, episodes: Sequence[int]) -> Generator[tuple, np.ndarray, None]:

@@ -14,15 +14,15 @@ import numpy as np
 
 from common.args import single
 from common.buffers import ReplayBuffer, sample
-from common.evaluation import work
+from common.evaluation import Lanes
 from common.runs import Run
+from common.seeds import over_members
 from common.system import say
-from common.workers import Workers
 
 STREAM = 0x6F6E6C  # keeps its random numbers apart from those of training and evaluation
 
 
-class Online(Workers):
+class Online(Lanes):
     """Trains as the `train` of side_by_side does, from the run's checkpoint on: the actions of a running episode are
     played again. agent_of, act: what side_by_side takes and returns."""
 
@@ -41,23 +41,22 @@ class Online(Workers):
             state, metrics = agent_of(own).update(member.state._replace(key=key), batch)
             return member._replace(state=state), {name: sums.get(name, 0.0) + x for name, x in metrics.items()}
 
-        self.act = jax.jit(jax.vmap(act_one, in_axes=(0, 0, 0, None)))
+        self.act = jax.jit(over_members(act_one, (0, 0, 0, None), count))
         self.add = jax.jit(lambda rows, new, i: rows.at[:, i].set(new), donate_argnums=0)
-        self.update = jax.jit(jax.vmap(update_one, in_axes=(0, 0, None, 0, None)), donate_argnums=0)
+        self.update = jax.jit(over_members(update_one, (0, 0, None, 0, None), count), donate_argnums=0)
 
         done, self.unsaved = run.step - args.steps, bytearray()
         rows = np.zeros((count, args.online_steps, 2 * n + m + 2), np.float32)
         rows[:, :done] = np.fromfile(self.path, np.float32).reshape(done, count, rows.shape[2]).swapaxes(0, 1)
 
-        super().__init__(work, [(run.dataset.make_env, 1)] * count)
+        super().__init__(run.dataset.make_env, count, args.eval_workers)
         run.stack.enter_context(self)
         run.episodes = run.episodes or [[0, 0] for _ in range(count)]
         self.observations = np.zeros((count, n), np.float32)
         for member, (own, (episode, first)) in enumerate(zip(rows, run.episodes)):
             self._begin(member, episode, first)
             for action in own[first:done, n : n + m]:
-                self.send(self.pipes[member], ("step", [action]))
-                self.observations[member] = self.receive(self.pipes[member])[0][0]
+                self.observations[member] = self.ask("step", {member: action})[0][0]
             if first < done and not np.array_equal(self.observations[member], own[done - 1, -n:]):
                 say(f"NOTE    {run.members[member].name}: here its episode goes another way; a new one begins")
                 self._begin(member, episode + 1, done)
@@ -71,8 +70,8 @@ class Online(Workers):
     def _begin(self, member: int, episode: int, step: int) -> None:
         """Begins an episode of a member, which further ones will follow."""
         self.run.episodes[member] = [episode, step]
-        self.send(self.pipes[member], ("start", [(self.run.seeds[member], STREAM << 32, range(episode, 2**31))]))
-        self.observations[member] = self.receive(self.pipes[member])[0][0]
+        plays = self.run.seeds[member], STREAM << 32, range(episode, 2**31)
+        self.observations[member] = self.ask("start", {member: plays})[0][0]
 
     def __call__(self, state: Any, buffer: ReplayBuffer) -> tuple[Any, dict[str, Any]]:
         """--log-every steps. Metrics have a leading axis of members; those of episodes are NaN where none ended."""
@@ -81,9 +80,7 @@ class Online(Workers):
         sums, records = self.zeros, [list[dict]() for _ in seeds]
         for i in range(first, first + interval):
             actions = np.asarray(self.act(state, self.observations, seeds, i))
-            for pipe, action in zip(self.pipes, actions):
-                self.send(pipe, ("step", [action]))
-            observations, episodes, _, ended, outcomes = zip(*(self.receive(pipe)[0] for pipe in self.pipes))
+            observations, episodes, _, ended, outcomes = zip(*self.ask("step", dict(enumerate(actions))))
             following = [record["last"] if record else x for record, x in zip(ended, observations)]
             # Paid for the state after the action, other than OGBench's files, as for FQL's numbers (success_timing).
             paid = [((reward - shift) / scale, not terminated) for reward, terminated in outcomes]

@@ -44,16 +44,21 @@ def side_by_side(
         state, metrics = train_interval(agent_with(member.values), member.state, buffer)
         return MemberState(state, member.values), metrics
 
-    def alone(members_state, buffer):
-        """Without the leading axis, with which XLA copies the parameters at every update of the loop."""
-        result = train_one(jax.tree.map(lambda x: x[0], members_state), buffer)
-        return jax.tree.map(lambda x: x[None], result)
-
     def act(member, observations, key):
         return agent_with(member.values).act(member.state, observations, key)
 
-    train = alone if len(found) == 1 else jax.vmap(train_one, in_axes=(0, None))
-    return init, jax.jit(train, donate_argnums=0), act
+    return init, jax.jit(over_members(train_one, (0, None), len(found)), donate_argnums=0), act
+
+
+def over_members(function: Callable, in_axes: tuple[int | None, ...], count: int) -> Callable:
+    """`jax.vmap` over the members, but for a single one: without the leading axis, with which XLA copies the parameters
+    at every update."""
+
+    def alone(*inputs):
+        own = [x if axis is None else jax.tree.map(lambda y: y[0], x) for x, axis in zip(inputs, in_axes)]
+        return jax.tree.map(lambda y: y[None], function(*own))
+
+    return jax.vmap(function, in_axes) if count > 1 else alone
 
 
 def place(state: Any, buffer: ReplayBuffer) -> tuple[Any, ReplayBuffer]:
