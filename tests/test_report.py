@@ -80,7 +80,10 @@ def test_algorithms_are_columns_beside_the_papers_numbers(tmp_path):
     make_run(tmp_path / "runs", "fql", finals=(0.8,), data=COLLECTED)
     make_run(tmp_path / "runs", "drol", finals=(0.7,), data=COLLECTED)
     text = written(tmp_path)
-    assert "\nScore: success in percent.\n\n| data | settings, at the preset's size | DROL | DriftQL | FQL |\n" in text
+    assert (
+        f"\n## {ANT} task 1: success in percent\n\n| data | settings, at the preset's size | DROL | DriftQL | FQL |\n"
+        in text
+    )
     first, ours, papers = rows(text)
     data = "collected here, not official, sha256 cccccc"
     assert first == f"| {data} | preset | 70 | 85 · 40 (mean 62.5) | 80 |"
@@ -144,9 +147,9 @@ def test_tasks_and_metrics_are_never_mixed_and_data_are_named(tmp_path):
     runs, left_out = read_runs([tmp_path / "runs"])
     assert (len(runs), left_out) == (8, [])
     text = written(tmp_path)
-    assert re.findall("## (.*)|Score: (.*)[.]", text.partition("## Beside")[0]) == [
-        ("Own-v0", ""), ("", "return"), ("", "success in percent"),
-        (f"{ANT} task 1", ""), ("", "success in percent"), (f"{ANT} task 2", ""), ("", "success in percent"),
+    assert re.findall("## (.*)", text.partition("## Beside")[0]) == [
+        "Own-v0: return", "Own-v0: success in percent", f"{ANT} task 1: success in percent",
+        f"{ANT} task 2: success in percent",
     ]  # fmt: skip
     assert rows(text)[:8] == [
         "| the user's file, file.npz | preset | -1234.5 |",
@@ -240,7 +243,7 @@ def test_d4rl_has_normalized_returns_and_papers_only_beside_d4rls_files(tmp_path
         data = {"source": source, "sha256": source[0] * 64}
         make_run(tmp_path / "runs", env="hopper-medium-v2", task=None, data=data, metric="normalized", finals=(score,))
     text = written(tmp_path)
-    assert text.count("Score: normalized return.") == 1
+    assert text.count("## hopper-medium-v2: normalized return\n") == 1
     beside = rows(text.partition("## Beside")[2])
     assert len(beside) == 2 and beside[0].startswith("| hopper-medium-v2 | ours, D4RL's file, sha256 dddddd |  | 61 |")
     assert beside[1].startswith("| hopper-medium-v2 | papers, official data | 90.5 ± 4.6 | 75 ± 6 |")

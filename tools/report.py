@@ -167,9 +167,8 @@ def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | N
     """All tables. folder: of the pictures, None for none."""
     parts = ["# Results", INTRODUCTION.replace("\n", " "), *laptop_table(runs, folder)]
     for here in split([run for run in runs if not in_laptop_table(run)], lambda run: run.place):
-        parts.append(f"## {text(here[0].place)}")
         for alike in split(here, lambda run: run.metric):
-            parts.append(f"Score: {shared.METRICS[alike[0].metric]}.")
+            parts.append(f"## {text(here[0].place)}: {shared.METRICS[alike[0].metric]}")
             parts += [score_table(block) for block in split(alike, lambda run: run.size)]
         parts += pictures(here, folder, here[0].place)
     parts += task_tables(runs) + paper_table(runs)
