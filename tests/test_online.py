@@ -69,7 +69,8 @@ def test_a_transition_is_what_the_environment_returned(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("env", ["bandit", NAME])
 def test_a_killed_run_goes_on_in_the_middle_of_an_episode(env, data_dir, tmp_path, capsys):
-    """Bit for bit, rows too, whatever the number of workers. An episode that went another way, as on another machine, is left, which is said."""
+    """Bit for bit, rows too, whatever the number of workers. An episode that went another way, as on another machine,
+    is left, which is said."""
     given = tiny_args(fql, env, **ONLINE, num_seeds=2, data_dir=str(data_dir), run_dir=str(tmp_path / "whole"))
     whole, killed = whole_and_killed(fql, given, 50, tmp_path / "killed"), tmp_path / "killed"
     with open(killed / "online.bin", "ab") as file:
