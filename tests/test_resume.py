@@ -62,12 +62,12 @@ args.launch(driftql.main, driftql.Args, driftql.PRESETS)
 SAVES = 'os, "replace", lambda source, path: path.name == "checkpoint.msgpack"'
 MOMENTS = {  # one after the other on one run: where, the signal, and the step of the checkpoint that it leaves
     "start, before the first checkpoint": (SAVES, signal.SIGKILL, None),
-    "first evaluation": ('evaluation.Evaluator, "_ask", lambda *_: True', signal.SIGINT, 0),
+    "first evaluation": ('evaluation.Evaluator, "ask", lambda *_: True', signal.SIGINT, 0),
     "first interval": ('runs.Run, "log", lambda *_: True', signal.SIGTERM, 10),
     "half of a checkpoint is written": (SAVES + " and not os.truncate(source, 100)", signal.SIGKILL, 10),
     "training": ('runs.Run, "log", lambda run, _: run.step == 30', signal.SIGKILL, 20),
-    "evaluation, killed": ('evaluation.Evaluator, "_ask", lambda *_: True', signal.SIGKILL, 20),
-    "evaluation, stopped": ('evaluation.Evaluator, "_ask", lambda *_: True', signal.SIGINT, 20),
+    "evaluation, killed": ('evaluation.Evaluator, "ask", lambda *_: True', signal.SIGKILL, 20),
+    "evaluation, stopped": ('evaluation.Evaluator, "ask", lambda *_: True', signal.SIGINT, 20),
     "end, before the result": ('runs, "write_json", lambda path, _: path.name == "result.json"', signal.SIGKILL, 40),
 }
 
