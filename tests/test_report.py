@@ -296,7 +296,7 @@ def test_the_kept_runs_of_the_project_are_all_counted(tmp_path, capsys):
 def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path, capsys):
     folder = tmp_path / "runs"
     kept, old, new = make_run(folder, "fql"), make_run(folder, finals=(0.1,)), make_run(folder, finals=(0.7,))
-    running, stopped = make_run(folder), make_run(folder)
+    running, stopped = make_run(folder), make_run(folder, online_steps=500_000)
     for run in (running, stopped):
         (run / "result.json").unlink()
         (run / "train.csv").write_text("step,seed\n10000,0\n30000,0\n40")
@@ -317,7 +317,7 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path, capsys):
     reasons = dict(line.removeprefix(f"left out {folder}/").split(": ", 1) for line in lines)
     assert reasons.pop(old.name) == f"seed 0 was run again with the same settings, {new.name}"
     assert reasons.pop(running.name) == "running, at step 30,000 of 1,000,000"
-    assert reasons.pop(stopped.name) == "not finished, at step 30,000 of 1,000,000"
+    assert reasons.pop(stopped.name) == "not finished, at step 30,000 of 1,500,000"
     assert all(reason.startswith("cannot be read (") for reason in reasons.values())
     listed = text.partition("<summary>Left out")[2].partition("</details>")[0]
     assert listed.count("\n- ") == 14 and kept.name not in listed

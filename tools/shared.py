@@ -212,7 +212,8 @@ def _read_run(path: Path) -> list[Run]:
             raise UserError(f"{name} is a link or no file, and is not read")
     config = json.loads((path / "config.json").read_text())
     if not (path / "result.json").exists():
-        state, steps = "running" if held(path) else "not finished", int(config["args"]["steps"])
+        state = "running" if held(path) else "not finished"
+        steps = sum(int(config["args"].get(name, 0)) for name in ("steps", "online_steps"))
         raise UserError(f"{state}, at step {last_step(path):,} of {steps:,}")
     result = json.loads((path / "result.json").read_text())
     found = []
