@@ -41,6 +41,7 @@ def refused(*args, **options) -> str:
 
 MISTAKES = (
     ("antmaze-larg-navigate", {}, "did you mean antmaze-large-navigate"),
+    ("antmaze", {}, "did you mean antmaze-medium-navigate, "),
     ("bandits", {}, r"did you mean bandit\b"),
     ("HOPPER-MEDIUM", {}, "did you mean hopper-medium"),
     ("Pendulum-v1", {}, r"unknown environment .* For your own data add --dataset FILE\.npz"),

@@ -58,7 +58,10 @@ def resolve_name(env: str, task: int | None = None) -> tuple[str, int] | None:
 
 def unknown_name(env: str, others: Sequence[str] = ()) -> UserError:
     """Returns the message for a name that no benchmark has, with those that look like it. others: known names too."""
-    close = ", ".join(difflib.get_close_matches(env.lower(), [*OGBENCH_NAMES, *others], n=3, cutoff=0))
+    known = [*OGBENCH_NAMES, *others]
+    begin = [name for name in known if name.startswith(env.lower())]  # antmaze: the medium one's -navigate
+    alike = dict.fromkeys([*begin, *difflib.get_close_matches(env.lower(), known, n=3, cutoff=0)])
+    close = ", ".join([*alike][:3])
     return UserError(f"unknown environment '{env}'; did you mean {close}? For your own data add --dataset FILE.npz.")
 
 
