@@ -260,6 +260,11 @@ def test_offline_model_selection_takes_the_evaluation_after_the_lowest_loss_but_
     selected = {row["env"]: row["selected_offline"] for row in csv.DictReader(written(tmp_path, "csv").splitlines())}
     assert selected == {"hopper-medium-v2": "40.0", "antmaze-umaze-v2": ""}
     assert "60 (selected offline 40)" in written(tmp_path)
+    for damaged in ("step,seed,eta,losses/denoising\n50,3,1,1\n", "step,seed\n50,3\n", "step,seed,eta\n50,"):
+        (run / "train.csv").write_text(damaged)
+        assert "| preset | 60 |" in written(tmp_path)  # the others are reported whatever is wrong with a log
+    (run / "train.csv").unlink()
+    assert "| preset | 60 |" in written(tmp_path)
 
 
 def test_a_row_per_seed_says_how_it_was_made(tmp_path):

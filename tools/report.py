@@ -34,9 +34,9 @@ OTHER_METHODS = {"drol*": "DROL*", "bc": "BC", "iql": "IQL", "rebrac": "ReBRAC",
 INTRODUCTION = """Each cell lists the score of every seed, with their mean if there are several, and from five seeds on
 its 95% bootstrap interval. On OGBench a score is the mean of the last three evaluations, elsewhere it is the last one.
 A bandit's rarest best mode is the share of actions near the best mode that is met least: 50 is the most of two modes.
-A row that names no data has those of the row above. The
-best of several settings at one size is bold. "Selected offline" is the evaluation that a paper's model
-selection by the denoising loss takes. The papers' numbers are mean ± standard deviation over seeds."""
+A row that names no data has those of the row above. The best of several settings at one size is bold. "Selected
+offline" is the evaluation that a paper's model selection by the denoising loss takes. The papers' numbers are mean ±
+standard deviation over seeds."""
 IQM = functools.partial(trim_mean, proportiontocut=0.25)  # the half in the middle (Agarwal et al., arXiv 2108.13264)
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin-bottom: 1em } img { max-width: 100% }
@@ -156,11 +156,17 @@ def selected(run: Run) -> Any:
     if not (rank := find_paper(run, run.algo).get("selection_rank")):
         return ""
     losses: dict[int, list[float]] = {step: [] for step in run.curve if step}
-    with open(run.path / "train.csv", newline="") as file:
-        for row in csv.DictReader(file):  # the values of a grid are columns too
-            if int(row["seed"]) == run.seed and all(float(row[x]) == run.args[x] for x in row.keys() & run.args.keys()):
-                losses[min(step for step in losses if step >= int(row["step"]))].append(float(row["losses/denoising"]))
-    return run.curve[sorted(losses, key=lambda step: np.mean(losses[step]))[int(rank)]]
+    try:
+        with open(run.path / "train.csv", newline="") as file:
+            for row in csv.DictReader(file):  # the values of a grid are columns too
+                same = all(float(row[x]) == run.args[x] for x in row.keys() & run.args.keys())
+                if int(row["seed"]) == run.seed and same:
+                    after = min(step for step in losses if step >= int(row["step"]))
+                    losses[after].append(float(row["losses/denoising"]))
+        order = sorted((step for step in losses if losses[step]), key=lambda step: np.mean(losses[step]))
+        return run.curve[order[int(rank)]]
+    except (OSError, ValueError, TypeError, LookupError):  # the log is missing, damaged or too short
+        return ""
 
 
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | None) -> str:
