@@ -53,7 +53,7 @@ class BaseArgs:
     steps: int = 1_000_000
     """updates; a larger number extends a run that has ended"""
     online_steps: int = 0
-    """updates after those, each after a step of the policy in the environment, which joins the data. Of DriftQL, DROL
+    """updates after those, each with a step of the policy in the environment, which joins the data. Of DriftQL, DROL
     and Diffusion-QL no online results are published. IDQL's released script freezes the actor; here it goes on"""
     online_share: float | None = None
     """share of an online update's batch that is drawn from online steps, 0.5 is half; None draws from all data alike"""

@@ -1,8 +1,9 @@
-"""The online phase, after --steps updates on the dataset: each update follows a step of the policy in the environment,
-whose transition joins the data, as in FQL's code. Losses and optimiser states go on as they are.
+"""The online phase, after --steps updates on the dataset: with each update, the policy takes a step in the environment,
+whose transition joins the data. Losses and optimiser states go on as they are. As in FQL's code, but that the update
+runs while the environment moves, so that it has the transitions before this one.
 
 Each member has an environment and rows (s, a, r, m, s') of its own, and all share the dataset. A step is three programs
-for all members: act, add, update. With add and update in one, XLA would copy all rows at every step.
+for all members: act, update, add. With update and add in one, XLA would copy all rows at every step.
 """
 
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class Online(Lanes):
         sums, records = self.zeros, [list[dict]() for _ in seeds]
         for i in range(first, first + interval):
             actions = np.asarray(self.act(state, self.observations, seeds, i))
+            # Runs while the environments move, on what was there before.
+            state, sums = self.update(state, sums, buffer, self.rows, i)
             observations, episodes, _, ended, outcomes = zip(*self.ask("step", dict(enumerate(actions))))
             following = [record["last"] if record else x for record, x in zip(ended, observations)]
             # Paid for the state after the action, other than OGBench's files, as for FQL's numbers (success_timing).
@@ -92,7 +95,6 @@ class Online(Lanes):
                     run.episodes[member] = [episodes[member], i + 1]
             self.unsaved += row.tobytes()
             self.rows = self.add(self.rows, row, i)
-            state, sums = self.update(state, sums, buffer, self.rows, i + 1)
             run.stopping()  # hears a signal, which is obeyed after the interval
         metrics: dict[str, Any] = {name: np.asarray(x) / interval for name, x in sums.items()}
         for name in [x for x in ("return", "success", "length") if x in run.evaluations[-1]]:
