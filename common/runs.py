@@ -78,6 +78,7 @@ class Run(contextlib.AbstractContextManager):
         nothing = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
         names = ("train.csv", "eval.csv", "explore.csv", "online.bin")[: 4 if args.online_steps else 2]
         self.logs: dict[str, dict[str, Any]] = dict.fromkeys(names, nothing)
+        self.digests: dict[str, Any] = {}  # of the logs, to go on with
         self.total = args.steps + args.online_steps
         self.online: Any = None  # common.online.Online, once that phase has begun
 
@@ -135,8 +136,8 @@ class Run(contextlib.AbstractContextManager):
             raise UserError(f"--steps: the online phase began after {before[0]}; --online-steps extends it.")
         for name, end in self.logs.items():
             path = directory / name
-            content = path.read_bytes()[: end["bytes"]] if path.exists() else b""
-            if hashlib.sha256(content).hexdigest() != end["sha256"]:
+            self.digests[name] = hashlib.sha256(path.read_bytes()[: end["bytes"]] if path.exists() else b"")
+            if self.digests[name].hexdigest() != end["sha256"]:
                 raise UserError(f"{path} was changed or damaged: bring it back as it was, or begin another run.")
 
         for part in directory.glob(".new-*"):  # left by a process that was killed while it wrote
@@ -285,9 +286,10 @@ class Run(contextlib.AbstractContextManager):
             self.online.append_rows()
         for name in self.logs:
             with open(self.directory / name, "rb") as file:
-                content = file.read()
+                file.seek(self.logs[name]["bytes"])
+                self.digests[name].update(file.read())
                 os.fsync(file.fileno())  # the checkpoint counts on these rows
-            self.logs[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                self.logs[name] = {"bytes": file.tell(), "sha256": self.digests[name].hexdigest()}
         self.wall_seconds = time.monotonic() - self.began
         states.save(self.directory, state, {name: vars(self)[name] for name in states.ABOUT})
         self.mark = time.monotonic()
