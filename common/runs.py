@@ -82,6 +82,7 @@ class Run(contextlib.AbstractContextManager):
         self.total = args.steps + args.online_steps
         self.online: Any = None  # common.online.Online, once that phase has begun
 
+        self.circumstances = circumstances(dataset)  # now, because files may change while it trains
         self.rollouts: list[np.ndarray] = []  # paths of the last evaluation, for the picture
         self.mark = 0.0  # when the next interval began
         self.timed = False  # the first interval is not, because it compiles
@@ -116,7 +117,7 @@ class Run(contextlib.AbstractContextManager):
             raise UserError(f"{directory} holds {there[0]} and no run; name an empty or a new directory.")
         self.new = not there
         stack.callback(self._remove_if_empty)
-        config = circumstances(self.dataset) if self.new else read_config(directory)
+        config = self.circumstances if self.new else read_config(directory)
         if config["dataset"]["sha256"] != self.dataset.sha256:
             raise UserError(f"{directory}: the dataset is not the one that the run began with.")
         self.saved: Any = None  # the state of the checkpoint
@@ -332,7 +333,7 @@ class Run(contextlib.AbstractContextManager):
                 "steps": min(self.step, args.steps),
                 **({"online_steps": args.online_steps} if args.online_steps else {}),
                 **(grid if args.grid else found[0][1]),
-                **circumstances(dataset),
+                **self.circumstances,
                 "updates_per_second": self.updates / self.seconds if self.seconds else 0.0,
                 "wall_seconds": self.wall_seconds,
             }
