@@ -121,16 +121,17 @@ def test_runs_with_laptop_are_one_table_of_tasks(tmp_path):
     make_run(tmp_path / "runs", "fql", *cube, (0,), (0.2,), COLLECTED, laptop=True, alpha=3)
     make_run(tmp_path / "runs", "fql", *cube, (0,), (0.7,), COLLECTED)
     text = written(tmp_path)
-    size = "batch-size 64, eval-episodes 50, hidden-dims 64 64 64, steps 100,000"
+    size = "batch-size 64, eval-episodes 50, hidden-dims 64 64 64."
     assert text.count(size) == 1
     first, second, speed, wall, other, *_ = rows(text)
     data = "collected here, not official, sha256 cccccc"
-    assert first == f"| cube-single-play task 2; {data} | 90 · 80 · 100 (mean 90) | 50 · 40 · 60 (mean 50) |"
-    assert second == f"| pointmaze-medium-navigate task 1; {data} |  | 100 |"
+    cells = "90 · 80 · 100 (mean 90) | 50 · 40 · 60 (mean 50)"
+    assert first == f"| cube-single-play task 2, 300,000 updates; {data} | {cells} |"
+    assert second == f"| pointmaze-medium-navigate task 1, 100,000 updates; {data} |  | 100 |"
     assert speed == "| updates per second, of a run's seeds together | 100 to 100 | 100 to 100 |"
     assert wall == "| minutes in all, of a run's seeds together | 67 to 67 | 67 to 67 |"
     assert other == f"| {data} | preset | 70 |" and "--laptop" in written(tmp_path, "csv")
-    assert "| 100,000 | alpha 3 | 20 |" in text and "settings, at the laptop's size" in text
+    assert "| 300,000 | alpha 3 | 20 |" in text and "settings, at the laptop's size" in text
 
 
 def test_tasks_and_metrics_are_never_mixed_and_data_are_named(tmp_path):

@@ -62,9 +62,11 @@ def test_presets_are_valid_arguments(script):
         assert preset.keys() <= vars(script.Args()).keys(), env
         validate(script.Args(**preset))
     assert {"bandit", "bandit-corners", "pointmaze-medium-navigate"} <= script.PRESETS.keys()
-    laptop = [preset for name, preset in script.PRESETS.items() if name.endswith(" laptop")]
-    sizes = {(x["hidden_dims"], x.get("critic_batch_size", x["batch_size"]), x["steps"]) for x in laptop}
-    assert len(laptop) == 4 and sizes == {((64, 64, 64), 64, 100_000)}
+    laptop = {name.removesuffix(" laptop"): x for name, x in script.PRESETS.items() if name.endswith(" laptop")}
+    sizes = {(x["hidden_dims"], x.get("critic_batch_size", x["batch_size"])) for x in laptop.values()}
+    steps = {env: x["steps"] for env, x in laptop.items()}
+    mazes = "pointmaze-medium-navigate", "pointmaze-large-navigate", "antmaze-medium-navigate"
+    assert sizes == {((64, 64, 64), 64)} and steps == dict.fromkeys(mazes, 100_000) | {"cube-single-play": 300_000}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SCRIPTS], scope="module")

@@ -220,18 +220,19 @@ def in_laptop_table(run: Run) -> bool:
 
 
 def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
-    """The runs with --laptop: a row per task and its data, a column per algorithm."""
+    """The runs with --laptop: a row per task, its updates and its data, a column per algorithm."""
     if not (runs := [run for run in runs if in_laptop_table(run)]):
         return []
     columns = {run.algo: text(run.title) for run in sorted(runs, key=lambda run: run.title)}
-    rows = [["task and data", *columns.values()]]
-    for alike in split(runs, lambda run: (run.place, run.data)):
+    rows = [["task, updates and data", *columns.values()]]
+    for alike in split(runs, lambda run: (run.place, run.args["steps"], run.data)):
         cells = {seeds[0].algo: text(score_text(seeds)) for seeds in split(alike, lambda run: run.algo)}
-        rows.append([text(f"{alike[0].place}; {alike[0].data}"), *(cells.get(algo, "") for algo in columns)])
+        what = f"{alike[0].place}, {alike[0].args['steps']:,} updates; {alike[0].data}"
+        rows.append([text(what), *(cells.get(algo, "") for algo in columns)])
     for name, unit, label in (("updates_per_second", 1, "updates per second"), ("wall_seconds", 60, "minutes in all")):
         taken = [[run.about[name] / unit for run in runs if run.algo == algo] for algo in columns]
         rows.append([f"{label}, of a run's seeds together", *(f"{min(x):.0f} to {max(x):.0f}" for x in taken)])
-    size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "steps", "eval_episodes")})
+    size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "eval_episodes")})
     places = split(runs, lambda run: run.place)
     curves = [link for here in places for link in pictures(here, folder, f"{here[0].place} laptop")]
     return ["## With `--laptop`", f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}.", table(rows), *curves]
