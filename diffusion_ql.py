@@ -437,16 +437,16 @@ PRESETS |= {"bandit": BANDIT | dict(lr_decay=True), "bandit-corners": CORNERS, "
 # With --laptop, ours too: one size and batch in all five scripts, and one number of updates for a task. A first choice,
 # made on seed 100 (docs/lab-notes.md).
 SMALL = dict(
-    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=300_000,
-    critic_layer_norm=True, log_every=1_000, eval_every=30_000, save_every=30_000,
+    hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
+    critic_layer_norm=True, log_every=1_000, eval_every=10_000, save_every=10_000,
 )  # fmt: skip
-SHORT = dict(steps=100_000, eval_every=10_000, save_every=10_000)
-POINT = SHORT | dict(discount=0.995, learning_rate=6e-4, target_rate=0.02, eta=10.0)
+LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
+POINT = dict(discount=0.995, learning_rate=6e-4, target_rate=0.02, eta=10.0)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
     "pointmaze-large-navigate": POINT,
-    "antmaze-medium-navigate": SHORT | dict(discount=0.995, target_rate=0.02, eta=10.0),
-    "cube-single-play": dict(collect_episodes=500, discount=0.99, eta=0.3),
+    "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, eta=10.0),
+    "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, eta=0.3),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 

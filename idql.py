@@ -427,16 +427,16 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 # With --laptop, ours too: one size and batch in all five scripts, and one number of updates for a task. A first choice,
 # made on seed 100 (docs/lab-notes.md). Each of the actor's two steps takes 64 of the 128.
 SMALL = dict(
-    hidden_dims=(64, 64, 64), actor_width=64, batch_size=128, critic_batch_size=64, learning_rate=1e-3, steps=300_000,
-    actor_target_rate=0.005, log_every=1_000, eval_every=30_000, save_every=30_000,
+    hidden_dims=(64, 64, 64), actor_width=64, batch_size=128, critic_batch_size=64, learning_rate=1e-3, steps=100_000,
+    actor_target_rate=0.005, log_every=1_000, eval_every=10_000, save_every=10_000,
 )  # fmt: skip
-SHORT = dict(steps=100_000, eval_every=10_000, save_every=10_000)
-POINT = SHORT | dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=8)
+LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
+POINT = dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=8)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
     "pointmaze-large-navigate": POINT,
-    "antmaze-medium-navigate": SHORT | dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32),
-    "cube-single-play": dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
+    "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32),
+    "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 

@@ -1,6 +1,6 @@
 """The online phase, after --steps updates on the dataset: with each update, the policy takes a step in the environment,
-whose transition joins the data. Losses and optimiser states go on as they are. As in FQL's code, but that the update
-runs while the environment moves, so that it has the transitions before this one.
+whose transition joins the data. Losses and optimiser states go on as they are. FQL's code adds the transition before
+the update; here the update runs while the environment moves, on the transitions before.
 
 Each member has an environment and rows (s, a, r, m, s') of its own, and all share the dataset. A step is three programs
 for all members: act, update, add. With update and add in one, XLA would copy all rows at every step.
@@ -81,7 +81,7 @@ class Online(Lanes):
         sums, records = self.zeros, [list[dict]() for _ in seeds]
         for i in range(first, first + interval):
             actions = np.asarray(self.act(state, self.observations, seeds, i))
-            # Runs while the environments move, on what was there before.
+            # Dispatched first, so that it runs while the environments move.
             state, sums = self.update(state, sums, buffer, self.rows, i)
             observations, episodes, _, ended, outcomes = zip(*self.ask("step", dict(enumerate(actions))))
             following = [record["last"] if record else x for record, x in zip(ended, observations)]
