@@ -341,7 +341,7 @@ from common.seeds import place, side_by_side
 def load(args: Args) -> Dataset:
     """The data and the environment: the one place to wrap, change or replace them, for training, playing and plots."""
     return load_dataset(
-        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.rewards
+        args.env, args.task, args.data, args.data_dir, args.dataset, args.collect_episodes, args.p_random, args.rewards
     )
 
 

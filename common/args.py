@@ -81,6 +81,8 @@ class BaseArgs:
     """folder of data files; None is ~/.ogbench/data, for D4RL ~/.d4rl/datasets"""
     collect_episodes: int | None = None
     """training episodes if data are collected; None is OGBench's number"""
+    p_random: float = 0.0
+    """share of actions that are replaced by random ones if data are collected"""
     dataset: str | None = None
     """your own npz file, minari:NAME, or a file in the layout of the --env's benchmark (docs/data.md)"""
     rewards: Literal["usual", "cql_antmaze", "standardized", "returns_1000"] = "usual"

@@ -141,16 +141,18 @@ def test_episodes_do_not_depend_on_those_before(name, monkeypatch):
 def test_without_a_network_data_are_collected_and_say_so(monkeypatch, tmp_path, capsys):
     """Nothing stands under an official name; the second call takes what is there."""
     monkeypatch.setenv("OGBENCH_DATASET_URL", "http://127.0.0.1:9/data")  # nobody listens there
-    dataset = load_dataset(NAME, data_dir=str(tmp_path / "data"), collect_episodes=3)
+    options = {"data_dir": str(tmp_path / "data"), "collect_episodes": 3, "p_random": 0.2}
+    dataset = load_dataset(NAME, **options)
     out, err = capsys.readouterr()
     assert "cannot be downloaded" in err and "WARNING These are NOT OGBench's official data" in err
     assert "3 episodes (official: 1,000)" in err
     assert f"collect {NAME}: 3 + 1 episodes of 1,001 rows" in out
     assert (dataset.source, dataset.collection["episodes"], len(dataset.rows)) == ("collected", 3, 3000)
+    assert dataset.collection["p_random_action"] == 0.2
     assert not list((tmp_path / "data").glob("*.npz"))
-    (file,) = (tmp_path / "data" / "collected").glob("*-seed0.npz")
+    (file,) = (tmp_path / "data" / "collected").glob("*-seed0-random0.2.npz")
     made = file.stat().st_mtime_ns
-    load_dataset(NAME, data="collect", data_dir=str(tmp_path / "data"), collect_episodes=3)
+    load_dataset(NAME, data="collect", **options)
     assert file.stat().st_mtime_ns == made
 
 

@@ -17,6 +17,7 @@ def load_dataset(
     data_dir: str | None = None,
     dataset: str | None = None,
     collect_episodes: int | None = None,
+    p_random: float = 0.0,
     rewards: str = "usual",
 ) -> Dataset:
     """Loads transitions and evaluation environment for `env`.
@@ -30,7 +31,8 @@ def load_dataset(
         `collected`.
     dataset: your own npz file; one without rewards, in OGBench's format, is labelled with the task's. For a D4RL name,
         an HDF5 file in D4RL's layout. minari:NAME is any Minari dataset.
-    collect_episodes: training episodes to collect; None is OGBench's number.
+    collect_episodes, p_random: training episodes to collect, None is OGBench's number; share of their actions that are
+        replaced by random ones.
     rewards: how D4RL's are treated (d4rl.treat_rewards).
 
     Raises UserError for anything that the user can fix: a name, a missing or damaged file, no network.
@@ -54,7 +56,8 @@ def load_dataset(
     if named:
         # OGBench's files hold no rewards: they are computed from the positions.
         if not path or not files.read_arrays(path, np.load, (), ("rewards",)):
-            return ogbench.load(*named, data, expanded(data_dir or ogbench.CACHE_DIR), collect_episodes, path)
+            folder = expanded(data_dir or ogbench.CACHE_DIR)
+            return ogbench.load(*named, data, folder, (collect_episodes, p_random), path)
         return own.load_file(*named, functools.partial(ogbench.make_ogbench_env, *named), path)
     if in_d4rl:
         return d4rl.load(in_d4rl, data, data_dir, path, rewards)

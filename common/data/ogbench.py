@@ -109,17 +109,17 @@ def in_mujoco(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
     return env
 
 
-def load(name: str, task: int, data: str, folder: Path, episodes: int | None, path: Path | None) -> Dataset:
+def load(name: str, task: int, data: str, folder: Path, how: tuple[int | None, float], path: Path | None) -> Dataset:
     """Loads a dataset by its name, or from the file at `path`, and labels it with the rewards of one task.
 
-    data, episodes: as in `load_dataset`. folder: of OGBench's files.
+    data: as in `load_dataset`. folder: of OGBench's files. how: number of episodes, and share of random actions.
     """
     make_env = functools.partial(make_ogbench_env, name, task)
     if data == "none":
         return build(name, make_env, task=task)
     from ogbench.relabel_utils import relabel_dataset
 
-    path = path or _find_file(name, folder, data, episodes)
+    path = path or _find_file(name, folder, data, how)
     button_states = ("button_states",) if name.split("-")[0] in ("scene", "puzzle") else ()
     arrays = read_arrays(path, np.load, ("observations", "actions", "terminals", "qpos", *button_states))
     env = make_env()
@@ -141,7 +141,7 @@ def load(name: str, task: int, data: str, folder: Path, episodes: int | None, pa
     return build(name, make_env, arrays, path, **about)
 
 
-def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path:
+def _find_file(name: str, folder: Path, data: str, how: tuple[int | None, float]) -> Path:
     """Returns the path of the npz file, downloaded from OGBench's host or OGBENCH_DATASET_URL, or collected."""
     path = folder / f"{name}-v0.npz"
     url = (os.environ.get("OGBENCH_DATASET_URL") or OFFICIAL).removeprefix("file://").rstrip("/")
@@ -158,4 +158,5 @@ def _find_file(name: str, folder: Path, data: str, episodes: int | None) -> Path
             print(f"WARNING {error} Falling back to data collected on this machine.", file=sys.stderr)
     from common.data.collect import collect  # most runs need no collection
 
-    return collect(name, folder / "collected", episodes)
+    episodes, p_random = how
+    return collect(name, folder / "collected", episodes, p_random_action=p_random)
