@@ -339,13 +339,16 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT | dict(steps=4_000), "poi
 # made on seed 100 (docs/lab-notes.md).
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
-    log_every=1_000, eval_every=10_000, save_every=10_000,
+    log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
 LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
-POINT = dict(discount=0.995, learning_rate=8e-4, target_rate=0.02, q_agg="min", bc_coef=0.1)
+POINT = dict(
+    discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", bc_coef=0.1,
+    collect_episodes=200, p_random=0.4,
+)  # fmt: skip
 LAPTOP = {
-    "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
-    "pointmaze-large-navigate": POINT,
+    "pointmaze-medium-navigate": POINT,
+    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000, bc_coef=0.03),
     "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, q_agg="mean", bc_coef=0.1),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, bc_coef=10),
 }

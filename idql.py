@@ -428,13 +428,16 @@ PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-naviga
 # made on seed 100 (docs/lab-notes.md). Each of the actor's two steps takes 64 of the 128.
 SMALL = dict(
     hidden_dims=(64, 64, 64), actor_width=64, batch_size=128, critic_batch_size=64, learning_rate=1e-3, steps=100_000,
-    actor_target_rate=0.005, log_every=1_000, eval_every=10_000, save_every=10_000,
+    actor_target_rate=0.005, log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
 LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
-POINT = dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=8)
+POINT = dict(
+    discount=0.995, learning_rate=3e-4, target_rate=0.02, expectile=0.9, num_samples=8,
+    collect_episodes=200, p_random=0.4,
+)  # fmt: skip
 LAPTOP = {
-    "pointmaze-medium-navigate": POINT | dict(collect_episodes=1_000),  # OGBench's number
-    "pointmaze-large-navigate": POINT,
+    "pointmaze-medium-navigate": POINT,
+    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000),
     "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
 }
