@@ -382,6 +382,7 @@ def combinations_of(args: BaseArgs) -> list[tuple[dict[str, float], slice]]:
     Raises UserError for what is not like alpha=1,3, is there twice, or names an argument that cannot be in a grid.
     """
     hints, axes = typing.get_type_hints(type(args)), {}
+    del hints["p_random"]  # all combinations share the data
     arithmetic = [name for name, hint in hints.items() if float in (hint, *typing.get_args(hint))]
     for word in args.grid or ():
         name, _, listed = word.partition("=")
