@@ -118,13 +118,13 @@ def script_of(args_class: type) -> Path:
 
 def validate(args: BaseArgs) -> None:
     """Raises UserError for what no run can use: counts must be positive, other numbers finite and not negative (unless
-    the default is), discounts and target rates at most 1, and intervals multiples of --log-every."""
+    the default is), discounts, target rates and shares at most 1, and intervals multiples of --log-every."""
     for field in dataclasses.fields(args):
         value = vars(args)[field.name]
         if value == ():
             raise UserError(f"{flag_of(field.name)} needs at least one value.")
         usual = field.default if isinstance(field.default, int | float) else 1
-        most = 1 if field.name.endswith(("discount", "target_rate", "share")) else 3.4e38  # the largest float32
+        most = 1 if field.name.endswith(("discount", "target_rate", "share", "random")) else 3.4e38  # float32's largest
         for number in value if isinstance(value, tuple) else [value]:
             least = -most if usual < 0 else min(usual, 1) if type(number) is type(usual) is int else 0
             if type(number) in (int, float) and not least <= number <= most:

@@ -1,6 +1,6 @@
 """The online phase, after --steps updates on the dataset: with each update, the policy takes a step in the environment,
 whose transition joins the data. Losses and optimiser states go on as they are. FQL's code adds the transition before
-the update; here the update runs while the environment moves, on the transitions before.
+the update; here the update runs while the environment moves, on all earlier transitions.
 
 Each member has an environment and rows (s, a, r, m, s') of its own, and all share the dataset. A step is three programs
 for all members: act, update, add. With update and add in one, XLA would copy all rows at every step.

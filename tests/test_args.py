@@ -84,7 +84,8 @@ MISTAKES = {
     "32-bit": "driftql --seed 4294967296",
     "must be a finite number": "driftql --alpha nan; driftql --learning-rate -1;"
     "drol --bc-coef nan; idql --sampling-temperature -1; diffusion_ql --critic-learning-rate inf",
-    "must lie between 0 and 1": "driftql --discount 1.5; idql --expectile 1; driftql --discount 1 --grid discount=1.5",
+    "must lie between 0 and 1": "driftql --discount 1.5; idql --expectile 1; fql --p-random 2;"
+    "driftql --discount 1 --grid discount=1.5",
     "must be even": "idql --batch-size 33",
     "is not a multiple of --log-every 300": "driftql --steps 1000 --log-every 300",
     "there is no run": "driftql --resume nowhere; driftql --resume ~no-user/x",

@@ -242,7 +242,8 @@ def test_a_download_that_ends_early_stalls_or_is_something_else_leaves_nothing(h
 def test_one_process_downloads_and_the_others_wait(host, tmp_path, capsys):
     host.open.clear()
     with ThreadPoolExecutor() as pool:
-        paths = [pool.submit(ogbench._find_file, NAME, tmp_path, "auto", None) for _ in range(2)]  # processes elsewhere
+        asked = NAME, tmp_path, "auto", None, 0.0
+        paths = [pool.submit(ogbench._find_file, *asked) for _ in range(2)]  # processes elsewhere
         wait_for(lambda: "another process is downloading" in capsys.readouterr().out)
         host.open.set()
     assert {path.result() for path in paths} == {tmp_path / f"{NAME}-v0.npz"}

@@ -31,8 +31,8 @@ def load_dataset(
         `collected`.
     dataset: your own npz file; one without rewards, in OGBench's format, is labelled with the task's. For a D4RL name,
         an HDF5 file in D4RL's layout. minari:NAME is any Minari dataset.
-    collect_episodes, p_random: training episodes to collect, None is OGBench's number; share of their actions that are
-        replaced by random ones.
+    collect_episodes: training episodes to collect; None is OGBench's number.
+    p_random: share of the actions that collecting replaces by random ones.
     rewards: how D4RL's are treated (d4rl.treat_rewards).
 
     Raises UserError for anything that the user can fix: a name, a missing or damaged file, no network.
@@ -57,7 +57,7 @@ def load_dataset(
         # OGBench's files hold no rewards: they are computed from the positions.
         if not path or not files.read_arrays(path, np.load, (), ("rewards",)):
             folder = expanded(data_dir or ogbench.CACHE_DIR)
-            return ogbench.load(*named, data, folder, (collect_episodes, p_random), path)
+            return ogbench.load(*named, data, folder, collect_episodes, p_random, path)
         return own.load_file(*named, functools.partial(ogbench.make_ogbench_env, *named), path)
     if in_d4rl:
         return d4rl.load(in_d4rl, data, data_dir, path, rewards)

@@ -109,17 +109,19 @@ def in_mujoco(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
     return env
 
 
-def load(name: str, task: int, data: str, folder: Path, how: tuple[int | None, float], path: Path | None) -> Dataset:
+def load(
+    name: str, task: int, data: str, folder: Path, episodes: int | None, p_random: float, path: Path | None
+) -> Dataset:
     """Loads a dataset by its name, or from the file at `path`, and labels it with the rewards of one task.
 
-    data: as in `load_dataset`. folder: of OGBench's files. how: number of episodes, and share of random actions.
+    data, episodes, p_random: as in `load_dataset`. folder: of OGBench's files.
     """
     make_env = functools.partial(make_ogbench_env, name, task)
     if data == "none":
         return build(name, make_env, task=task)
     from ogbench.relabel_utils import relabel_dataset
 
-    path = path or _find_file(name, folder, data, how)
+    path = path or _find_file(name, folder, data, episodes, p_random)
     button_states = ("button_states",) if name.split("-")[0] in ("scene", "puzzle") else ()
     arrays = read_arrays(path, np.load, ("observations", "actions", "terminals", "qpos", *button_states))
     env = make_env()
@@ -141,7 +143,7 @@ def load(name: str, task: int, data: str, folder: Path, how: tuple[int | None, f
     return build(name, make_env, arrays, path, **about)
 
 
-def _find_file(name: str, folder: Path, data: str, how: tuple[int | None, float]) -> Path:
+def _find_file(name: str, folder: Path, data: str, episodes: int | None, p_random: float) -> Path:
     """Returns the path of the npz file, downloaded from OGBench's host or OGBENCH_DATASET_URL, or collected."""
     path = folder / f"{name}-v0.npz"
     url = (os.environ.get("OGBENCH_DATASET_URL") or OFFICIAL).removeprefix("file://").rstrip("/")
@@ -158,5 +160,4 @@ def _find_file(name: str, folder: Path, data: str, how: tuple[int | None, float]
             print(f"WARNING {error} Falling back to data collected on this machine.", file=sys.stderr)
     from common.data.collect import collect  # most runs need no collection
 
-    episodes, p_random = how
     return collect(name, folder / "collected", episodes, p_random_action=p_random)
