@@ -437,7 +437,7 @@ POINT = dict(
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000),
+    "pointmaze-large-navigate": POINT | LONG,
     "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
 }
