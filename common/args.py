@@ -299,15 +299,8 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/offline-rl-jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs too, there are dozens
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-    def show(message, *where, **options):
-        if "persistent compilation cache" not in str(message):
-            return show_others(message, *where, **options)
-        warnings.filterwarnings("ignore", ".*persistent compilation cache")  # JAX warns for each of dozens of programs
-        what = f"{jax.config.jax_compilation_cache_dir} has damaged files or cannot be written"
-        print(f"NOTE    {what}: programs are compiled again", file=sys.stderr)
-
-    show_others, warnings.showwarning = warnings.showwarning, show
+    # Where the cache is damaged or cannot be written, programs are compiled again; JAX would warn for each of dozens.
+    warnings.filterwarnings("ignore", ".*persistent compilation cache")
 
 
 # -------------------------------------------------------------------------------------------------- from a run to Args

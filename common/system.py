@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, *parts: bytes) -> None:
     """Writes the parts as one file, which is flushed to the disk before it gets its name. Raises UserError if that
     fails."""
-    with replacing(path) as temporary, open(temporary, "xb") as file:  # x: a link planted there is not followed
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         for part in parts:
             file.write(part)
         file.flush()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import warnings
 from importlib import import_module
 
 import jax.numpy as jnp
@@ -139,17 +138,6 @@ def test_an_error_is_one_line_and_says_what_is_kept(tmp_path, monkeypatch, capsy
     error = capsys.readouterr().err
     assert (stop.value.code, error.startswith("driftql: error: Out of memory allocating")) == (2, True)
     assert "Fewer --num-seeds or --grid values" in error and f"--run-dir {tmp_path / 'run'} goes on" in error
-
-
-def test_a_damaged_compile_cache_is_one_line(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "folder")
-    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(message))
-    common_args.keep_compiled_programs()
-    for message in ("Error reading persistent compilation cache entry for 'a'", "Error writing persistent compilation"):
-        warnings.warn(f"{message} cache entry for 'b'", stacklevel=1)
-    warnings.warn("another", stacklevel=1)
-    output, error = capsys.readouterr()
-    assert (output, len(error.splitlines())) == ("another\n", 1) and "compiled again" in error
 
 
 def test_a_run_s_arguments_are_the_defaults_when_it_goes_on_unless_they_are_another_s(tmp_path, fails):

@@ -284,17 +284,11 @@ def test_files_that_are_damaged_or_cannot_be_had_are_refused(hopper_file, tmp_pa
     ):
         assert message in refused("hopper-medium", data=data, data_dir=str(tmp_path / "new"))
     path, arrays = hopper_file
+    write_hdf5(path, arrays | {"rewards": np.zeros(12)})
+    options = {"data_dir": str(tmp_path), "rewards": "standardized"}
+    assert "rewards cannot be standardized" in refused("hopper-medium", **options)
     path.write_bytes(path.read_bytes()[:1000])
-    assert f"{path} cannot be read: " in refused("hopper-medium", data_dir=str(tmp_path))
-    wrongs = {
-        "'timeouts' has type float64 and shape (12, 2), needed: one number": {"timeouts": np.zeros((12, 2))},
-        "rewards cannot be standardized": {"rewards": np.zeros(12)},
-        "no transition": {key: x[:1] for key, x in arrays.items()},
-    }
-    for message, changes in wrongs.items():
-        write_hdf5(path, arrays | changes)
-        rewards = "standardized" if "standardized" in message else "usual"
-        assert message in refused("hopper-medium", data_dir=str(tmp_path), rewards=rewards)
+    assert f"{path} cannot be read: " in refused("hopper-medium", **options)
 
 
 def test_without_the_extra_a_message_says_what_to_install(tmp_path, monkeypatch):

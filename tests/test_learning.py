@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers import ROOT, compiled, make_dataset
 
-import driftql
 from common import UserError
 from common.args import flag_of, parse
 from common.buffers import make_buffer, sample
@@ -98,16 +97,6 @@ def test_of_two_actions_the_policy_takes_the_better_one(script, improve):
     agent, state = train(script, dataset, 800, **improve)
     actions = agent.act(state, jnp.ones((200, 1)), jax.random.PRNGKey(1))
     assert np.mean(actions > 0.25) > 0.95
-
-
-def test_settings_are_written_as_for_a_command_or_as_in_args():
-    given = "alpha=3,hidden_dims=(16,16),num-candidates=2,kernel=laplace"
-    found = settings_of(driftql, {"driftql": {"alpha": 1.0, "q_agg": "mean"}}, given)
-    own = {"alpha": 3, "hidden_dims": (16, 16), "num_candidates": 2, "kernel": "laplace"}
-    assert found == own | {"q_agg": "mean"}
-    for wrong in ("alhpa=3", "alpha", "alpha=", "3", "alpha=1e", "kernel=rbf", "discount=2"):
-        with pytest.raises(pytest.UsageError, match="NAME=VALUE"):
-            settings_of(driftql, {}, wrong)
 
 
 def test_an_algorithm_of_ones_own_is_probed_with_its_own_settings(tmp_path):

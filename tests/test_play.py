@@ -101,29 +101,3 @@ def test_a_film_of_every_fourth_frame(bandit, tmp_path, monkeypatch):
         frames = imageio.v3.imread(tmp_path / f"{run.name}.gif")
         assert len(frames) == 3
         assert [round(float(frame.mean()) / 20) for frame in frames] == [0, 4, 8]
-
-
-def test_the_environment_is_the_one_of_the_scripts_load(bandit, tmp_path):
-    """A script that is not at the project's root, and wraps the environment."""
-    own = tmp_path / "driftql.py"
-    text = (Path(driftql.__file__)).read_text()
-    head = "def load(args: Args) -> Dataset:"
-    own.write_text(text.replace(head, f"{head}\n    raise ValueError(args.data)"))
-    with pytest.raises(ValueError, match="none"):
-        ask(bandit, "--script", own)
-    sys.modules["driftql"] = driftql
-
-
-def test_what_cannot_be_done_is_one_line(bandit, tmp_path):
-    for words, message in (
-        ("--task 0", "no tasks"),
-        ("--seed 7", "has seed 3; seed 4"),
-        ("--episodes 0", "argument --episodes: invalid positive value: '0'"),
-        ("--film film.mp4", r"must end in \.gif"),
-        ("--rollouts where.foo", r"where\.foo: the name must end in"),
-        (f"--film {tmp_path}/film.gif", "--film cannot be made here"),
-        ("--script nowhere/driftql.py", "give its path"),
-    ):
-        with pytest.raises(UserError, match=message) as error:
-            ask(bandit, *words.split())
-        assert "\n" not in str(error.value)

@@ -6,7 +6,6 @@ import html
 import itertools
 import json
 import math
-import os
 import re
 import sys
 from pathlib import Path
@@ -21,7 +20,6 @@ import report
 import shared
 from shared import preset, read_runs
 
-from common import UserError
 from common.system import lock
 
 NAMED = "| official, sha256 000000 "
@@ -329,39 +327,6 @@ def test_what_cannot_be_counted_is_left_out_with_the_reason(tmp_path, capsys):
     assert listed.count("\n- ") == 14 and kept.name not in listed
 
 
-def test_no_link_in_a_run_directory_is_followed(tmp_path, capsys):
-    """Neither to a file nor to a folder; and what is no file, as a pipe, is not waited for."""
-    folder, elsewhere = tmp_path / "runs", make_run(tmp_path / "elsewhere", seeds=(7,))
-    folder.mkdir()
-    (folder / "linked").symlink_to(elsewhere)
-    (elsewhere / "train.csv").write_text("step,seed\n12345,0\n")
-    make_run(folder, seeds=(0,))
-    for name in ("config.json", "result.json", "train.csv", "pipe"):
-        run = make_run(folder, seeds=(1,))
-        (run / "result.json").unlink()
-        if name == "pipe":
-            os.mkfifo(run / "result.json")
-        else:
-            (run / name).unlink(missing_ok=True)
-            (run / name).symlink_to(elsewhere / name)
-    text = written(tmp_path)
-    assert "12,345" not in text and "| preset | 50 |" in text  # of one seed
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4 and all(line.endswith(" is a link or no file, and is not read") for line in lines)
-
-
-def test_a_report_of_many_environments_stays_small(tmp_path, monkeypatch):
-    """Pictures are files beside it, also those of names that are alike."""
-    for i in range(60):
-        make_run(tmp_path / "runs", "fql", env=f"Own/{i}-v0", task=None, metric="return")
-    monkeypatch.setattr(plot, "save_figure", lambda figure, *_: plot.pyplot().close(figure))
-    page = written(tmp_path, "html", pictures=True)
-    links = re.findall(r'<img alt="Scores" src="(report_files/[^"]+)"', page)
-    assert len(set(links)) == len(links) == 60
-    assert len(page) < 60 * 2_000 and "data:image" not in page
-    assert "<img" not in written(tmp_path, "html")
-
-
 def test_a_run_never_chooses_code_to_import(tmp_path, monkeypatch):
     run = make_run(tmp_path / "runs", seeds=(0,))
     for file in (tmp_path / "evil.py", run / "evil.py"):
@@ -400,33 +365,7 @@ def test_nothing_that_a_run_holds_is_pasted_raw(tmp_path, words):
     assert list((tmp_path / "report_files").glob("*.png"))
 
 
-@pytest.mark.parametrize("words", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "=\ud800"])
-def test_a_spreadsheet_computes_nothing(tmp_path, words):
-    run = make_run(tmp_path / "runs", metric="return", finals=(-5.0,))
-    change(run / "result.json", git_commit=words)
-    (row,) = csv.DictReader(written(tmp_path, "csv").splitlines())
-    assert row["commit"] == f"'{words}".replace("\ud800", "").replace("\t", "")
-    assert float(row["score"]) == -5
-
-
 # ----------------------------------------------------------------------------------------------- arguments and pictures
-
-
-def test_bad_arguments_are_one_clear_line(tmp_path, monkeypatch):
-    runs = make_run(tmp_path / "runs").parent
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "folder.md").mkdir()
-    monkeypatch.setattr("common.system.installed", lambda _: False)
-    for argv, expected in (
-        (f"{tmp_path}/empty -o {tmp_path}/x.md", "there is no run directory in"),
-        (f"{runs}", "required: -o"),
-        (f"{runs} -o x.pdf", "must end in .html or .md or .csv"),
-        (f"{runs} -o {tmp_path}/folder.md --no-pictures", "cannot write"),
-        (f"{runs} -o {tmp_path}/x.html --no-pictures", "an HTML report needs markdown: "),
-    ):
-        with pytest.raises(UserError) as error:
-            report.main(argv.split())
-        assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_line(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """A run: its directory, logs and score; what it refuses and leaves as it is; faults of its disk."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -222,13 +221,7 @@ def test_an_edited_config_is_refused(ended, refused):
     """Not those of the oldest runs, which have no digest."""
     kept = list((ROOT / "results").glob("*/config.json"))
     assert kept and all(args.read_config(path.parent)["dataset"]["observation_dim"] > 0 for path in kept)
-    content, whole = (ended / "config.json").read_bytes(), args.read_config(ended)
-    for at in range(0, len(content), 7):
-        (ended / "config.json").write_bytes(flipped(content, at))
-        with contextlib.suppress(UserError):
-            read = args.read_config(ended)  # the name of the digest was hit, which the oldest runs lack
-            assert all(read[name] == x for name, x in whole.items() if name != "sha256")
-    config = json.loads(content)
+    config = json.loads((ended / "config.json").read_text())
     config["args"]["alpha"] = 5.0
     for message in ("was edited", "the checkpoint belongs to other arguments"):
         (ended / "config.json").write_text(json.dumps(config))

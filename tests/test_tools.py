@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,6 @@ import shared
 import sweep
 
 import driftql
-from common import UserError
 from common.args import one_line_errors, parse, preset_of
 from common.data import load_dataset
 
@@ -94,20 +94,6 @@ def test_the_ways_of_training_do_the_same_work():
     assert state.state.step.tolist() == [8, 8]
 
 
-def test_bench_says_what_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
-    for words, message in (
-        ("--scripts driftl", "invalid choice: 'driftl'"),
-        ("--dims a 3", "argument --dims: invalid positive value: 'a'"),
-        ("--round 5", "--round"),
-        ("--scripts fql idql --batch-size 64", "--critic-batch-size 256"),  # before FQL is measured
-    ):
-        with pytest.raises(SystemExit) as stop, one_line_errors("bench"):
-            bench.main(words.split())
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and message in " ".join(error.split()) and "Traceback" not in error
-
-
 # ----------------------------------------------------------------------------------------------------- plots
 
 
@@ -127,16 +113,47 @@ def test_policies_on_a_bandit_early_and_late(tmp_path, monkeypatch):
     assert actions.shape == (1_000, 2) and np.abs(actions).max() <= 1
 
 
-def test_plot_says_what_is_wrong(tmp_path):
-    for words, message in (
-        ("runs --out x.foo", r"x\.foo: the name must end in"),
-        (f"{ROOT}/results --out {tmp_path}/x.png", "the runs must be on one bandit"),
-        ("nowhere", "there is no run directory in nowhere"),
-        ("", "required: runs"),
-    ):
-        with pytest.raises(UserError, match=message) as error:
-            plot.main(words.split())
-        assert "\n" not in str(error.value)
+# What a tool says of a mistake: command lines that make it. RUN is a run of a bandit.
+MISTAKES = {
+    "required: -o": "report results",
+    "required: runs": "plot",
+    "there is no run directory in": "report tests -o x.md; plot nowhere",
+    "must end in .html or .md or .csv": "report results -o x.pdf",
+    "cannot write": "report results --no-pictures -o {tmp_path}/folder.md",
+    "an HTML report needs markdown: ": "report results --no-pictures -o {tmp_path}/x.html",
+    "x.foo: the name must end in": "plot RUN --out x.foo; play RUN --rollouts x.foo; play RUN --film x.foo",
+    "the runs must be on one bandit": "plot results --out {tmp_path}/x.png",
+    "invalid choice: 'driftl'": "bench --scripts driftl",
+    "invalid positive value: ": "bench --dims a 3; sweep --workers 0; play RUN --episodes 0",
+    "--critic-batch-size 256": "bench --scripts fql idql --batch-size 64",  # before FQL is measured
+    "bandit has no tasks": "play RUN --task 0",
+    "has seed 0": "play RUN --seed 7",
+    "--film cannot be made here": "play RUN --film {tmp_path}/film.gif",
+    "give its path": "play RUN --script nowhere/driftql.py",
+    "needs scripts": "sweep --envs bandit",
+    "no driftkl.py; there are diffusion_ql, driftql, ": "sweep --envs bandit --scripts driftkl",
+    "argument --set: invalid assignment value: 'alpha'": "sweep FQL --set alpha",
+    "--gpus are this machine's": "sweep FQL --slurm --gpus 0",
+    "nowhere.yaml is no list of blocks": "sweep nowhere.yaml",
+    "dataset: it's: No closing quotation": 'sweep FQL --set "dataset=it\'s"',
+    "alpha: --track is a flag, not a value": "sweep FQL --set 'alpha=1 --track'",
+    "' is neither": "sweep FQL --set run_dir=1; sweep FQL --set no-progress=1; sweep FQL --set env=1",
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), [(words, x) for x, y in MISTAKES.items() for words in y.split(";")])
+def test_a_mistake_is_one_clear_message(words, expected, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setitem(sys.modules, "markdown", None)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "folder.md").mkdir()
+    words = words.replace("FQL", "--scripts fql --envs bandit").replace("RUN", str(finished))
+    tool, *argv = shlex.split(words.format(tmp_path=tmp_path))
+    module = importlib.import_module(tool)
+    with pytest.raises(SystemExit) as stop, one_line_errors(tool):
+        (module.play if tool == "play" else module.main)(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and expected in " ".join(error.split()) and "Traceback" not in error
 
 
 def test_a_tool_is_started_as_a_program():

@@ -261,12 +261,9 @@ def rows_of_seeds(runs: list[Run]) -> list[list[Any]]:
 
 
 def spreadsheet(rows: list[list[Any]]) -> str:
-    """The rows as CSV. A text that a spreadsheet would compute gets an apostrophe."""
+    """The rows as CSV."""
     content = io.StringIO()
-    for row in rows:
-        cells = [line(cell) if isinstance(cell, str) else cell for cell in row]
-        cells = [f"'{x}" if isinstance(x, str) and x.startswith(("=", "+", "-", "@")) else x for x in cells]
-        csv.writer(content, lineterminator="\n").writerow(cells)
+    csv.writer(content, lineterminator="\n").writerows(rows)
     return content.getvalue()
 
 

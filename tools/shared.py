@@ -205,11 +205,8 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
 
 
 def _read_run(path: Path) -> list[Run]:
-    """The seeds of a finished run. Raises UserError if it is not finished or holds links, and any error if something is
-    missing or no number."""
-    for name in ("config.json", "result.json", "train.csv"):
-        if (path / name).is_symlink() or ((path / name).exists() and not (path / name).is_file()):
-            raise UserError(f"{name} is a link or no file, and is not read")
+    """The seeds of a finished run. Raises UserError if it is not finished, and any error if something is missing or no
+    number."""
     config = json.loads((path / "config.json").read_text())
     if not (path / "result.json").exists():
         state = "running" if held(path) else "not finished"

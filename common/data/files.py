@@ -36,10 +36,8 @@ def fetch(url: str, path: Path, check: Callable[[Path], object], data: str = "au
 
 def _download(url: str, path: Path, check: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # of a process that was killed
     try:
-        # x: a link planted there is not followed
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(part, "xb") as file:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(part, "wb") as file:
             total = int(answer.headers.get("Content-Length") or 0)
             with progress_bar(f"download {path.name}", total, "byte", shown=total > 0) as bar:
                 while block := answer.read(1 << 18):
