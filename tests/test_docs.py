@@ -1,5 +1,5 @@
-"""The numbers of README.md and the successes in the lab notes come out of results/ again. Sentences with † are about runs that were
-not kept. docs/results.md is compared in test_report.py."""
+"""README.md's numbers and the successes in the lab notes come out of results/ again. Sentences with † are about runs
+that were not kept. docs/results.md is compared in test_report.py."""
 
 import csv
 import json
