@@ -366,6 +366,7 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     num_candidates=4, log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
+MIDDLE = dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
 POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", alpha=0.3, noise_dim=16,
@@ -373,7 +374,7 @@ POINT = dict(
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | LONG,
+    "pointmaze-large-navigate": POINT | MIDDLE,
     "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, q_agg="mean", alpha=30),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, q_agg="min", alpha=300),
 }

@@ -341,6 +341,7 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
+MIDDLE = dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
 POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", bc_coef=0.1,
@@ -348,7 +349,7 @@ POINT = dict(
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | LONG | dict(bc_coef=0.03),
+    "pointmaze-large-navigate": POINT | MIDDLE | dict(bc_coef=0.03, lr_decay=True),
     "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, q_agg="mean", bc_coef=0.1),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, bc_coef=10),
 }

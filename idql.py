@@ -430,6 +430,7 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), actor_width=64, batch_size=128, critic_batch_size=64, learning_rate=1e-3, steps=100_000,
     actor_target_rate=0.005, log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
+MIDDLE = dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
 POINT = dict(
     discount=0.995, learning_rate=3e-4, target_rate=0.02, expectile=0.9, num_samples=8,
@@ -437,7 +438,7 @@ POINT = dict(
 )  # fmt: skip
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | LONG,
+    "pointmaze-large-navigate": POINT | MIDDLE,
     "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
 }
