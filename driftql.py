@@ -375,7 +375,7 @@ POINT = dict(
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": POINT | MIDDLE,
-    "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, q_agg="mean", alpha=30),
+    "scene-play": MIDDLE | dict(collect_episodes=300, discount=0.99, q_agg="min", alpha=300),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, q_agg="min", alpha=300),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}

@@ -350,7 +350,7 @@ POINT = dict(
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": POINT | MIDDLE | dict(bc_coef=0.03, lr_decay=True),
-    "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, q_agg="mean", bc_coef=0.1),
+    "scene-play": MIDDLE | dict(collect_episodes=300, discount=0.99, bc_coef=3),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, bc_coef=10),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}

@@ -439,7 +439,7 @@ POINT = dict(
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": POINT | MIDDLE,
-    "antmaze-medium-navigate": dict(discount=0.995, target_rate=0.02, expectile=0.9, num_samples=32),
+    "scene-play": MIDDLE | dict(collect_episodes=300, discount=0.99, expectile=0.9, num_samples=32),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, expectile=0.9, num_samples=32),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
