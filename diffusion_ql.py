@@ -446,10 +446,11 @@ POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, eta=10.0,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
+SCENE = MIDDLE | dict(eval_every=40_000, save_every=40_000, collect_episodes=300)  # its episodes take long
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": POINT | MIDDLE,
-    "scene-play": MIDDLE | dict(collect_episodes=300, discount=0.99, eta=0.3),
+    "scene-play": SCENE | dict(discount=0.99, eta=0.3),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, eta=0.3),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}

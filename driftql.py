@@ -372,10 +372,11 @@ POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", alpha=0.3, noise_dim=16,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
+SCENE = MIDDLE | dict(eval_every=40_000, save_every=40_000, collect_episodes=300)  # its episodes take long
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": POINT | MIDDLE,
-    "scene-play": MIDDLE | dict(collect_episodes=300, discount=0.99, q_agg="min", alpha=300),
+    "scene-play": SCENE | dict(discount=0.99, q_agg="min", alpha=300),
     "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, q_agg="min", alpha=300),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
