@@ -446,7 +446,7 @@ POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, eta=10.0,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
-SCENE = MIDDLE | dict(eval_every=40_000, save_every=40_000, collect_episodes=300)  # its episodes take long
+SCENE = dict(steps=300_000, eval_every=60_000, save_every=60_000, collect_episodes=300)  # its episodes take long
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": POINT | MIDDLE,

@@ -65,9 +65,9 @@ def test_presets_are_valid_arguments(script):
     laptop = {name.removesuffix(" laptop"): x for name, x in script.PRESETS.items() if name.endswith(" laptop")}
     sizes = {(x["hidden_dims"], x.get("critic_batch_size", x["batch_size"])) for x in laptop.values()}
     steps = {env: x["steps"] for env, x in laptop.items()}
-    middle = dict.fromkeys(("pointmaze-large-navigate", "scene-play"), 200_000)
+    arms = dict.fromkeys(("cube-single-play", "scene-play"), 300_000)
     assert sizes == {((64, 64, 64), 64)}
-    assert steps == middle | {"pointmaze-medium-navigate": 100_000, "cube-single-play": 300_000}
+    assert steps == arms | {"pointmaze-medium-navigate": 100_000, "pointmaze-large-navigate": 200_000}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SCRIPTS], scope="module")
