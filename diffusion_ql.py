@@ -440,18 +440,16 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     critic_layer_norm=True, log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
-MIDDLE = dict(steps=200_000, eval_every=20_000, save_every=20_000)
-LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
 POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, eta=10.0,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
-SCENE = dict(steps=300_000, eval_every=60_000, save_every=60_000, collect_episodes=300)  # its episodes take long
+ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | MIDDLE,
-    "scene-play": SCENE | dict(discount=0.99, eta=0.3),
-    "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, eta=0.3),
+    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000),
+    "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, eta=0.3),
+    "cube-single-play": ARM | dict(collect_episodes=500, eta=0.3),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 

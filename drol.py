@@ -341,18 +341,17 @@ SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
-MIDDLE = dict(steps=200_000, eval_every=20_000, save_every=20_000)
-LONG = dict(steps=300_000, eval_every=30_000, save_every=30_000)
 POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", bc_coef=0.1,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
-SCENE = dict(steps=300_000, eval_every=60_000, save_every=60_000, collect_episodes=300)  # its episodes take long
+ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
+LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | MIDDLE | dict(bc_coef=0.03, lr_decay=True),
-    "scene-play": SCENE | dict(discount=0.99, bc_coef=3),
-    "cube-single-play": LONG | dict(collect_episodes=500, discount=0.99, bc_coef=10),
+    "pointmaze-large-navigate": LARGE | dict(bc_coef=0.03, lr_decay=True),
+    "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, bc_coef=3),
+    "cube-single-play": ARM | dict(collect_episodes=500, bc_coef=10),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 
