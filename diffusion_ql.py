@@ -441,13 +441,13 @@ SMALL = dict(
     critic_layer_norm=True, log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
 POINT = dict(
-    discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, eta=10.0,
+    discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, eta=5.0,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
 ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000),
+    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000, eta=10.0),
     "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, eta=0.3),
     "cube-single-play": ARM | dict(collect_episodes=500, eta=0.3),
 }
