@@ -342,14 +342,14 @@ SMALL = dict(
     log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
 )  # fmt: skip
 POINT = dict(
-    discount=0.995, learning_rate=6e-4, target_rate=0.02, q_agg="min", bc_coef=0.1,
+    discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", bc_coef=0.1,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
 ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
-LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
+LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000, lr_decay=True)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": LARGE | dict(bc_coef=0.03, learning_rate=3e-4),
+    "pointmaze-large-navigate": LARGE | dict(bc_coef=0.03),
     "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, bc_coef=3),
     "cube-single-play": ARM | dict(collect_episodes=500, bc_coef=10),
 }

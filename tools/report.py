@@ -172,12 +172,13 @@ def selected(run: Run) -> Any:
 def markdown(runs: list[Run], left_out: list[tuple[Path, str]], folder: Path | None) -> str:
     """All tables. folder: of the pictures, None for none."""
     parts = ["# Results", INTRODUCTION.replace("\n", " "), *laptop_table(runs, folder)]
-    for here in split([run for run in runs if not in_laptop_table(run)], lambda run: run.place):
+    others = [run for run in runs if not in_laptop_table(run)]
+    for here in split(others, lambda run: run.place):
         for alike in split(here, lambda run: run.metric):
             parts.append(f"## {text(here[0].place)}: {shared.METRICS[alike[0].metric]}")
             parts += [score_table(block) for block in split(alike, lambda run: run.size)]
         parts += pictures(here, folder, here[0].place)
-    parts += task_tables(runs) + paper_table(runs)
+    parts += task_tables(others) + paper_table(others)
     if left_out:
         reasons = [f"- {text(path.name)}: {text(reason)}" for path, reason in left_out]
         parts.append(folded("Left out: unfinished, repeated or damaged", "\n".join(reasons)))
