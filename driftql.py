@@ -361,7 +361,7 @@ POINTMAZE = dict(
 PRESETS |= {"bandit": BANDIT, "bandit-corners": BANDIT, "pointmaze-medium-navigate": POINTMAZE}
 
 # With --laptop, ours too: one size and batch in all five scripts, and one number of updates for a task. A first choice,
-# made on seeds 100 to 102 (docs/lab-notes.md).
+# made on seeds 100 to 104 (docs/lab-notes.md).
 SMALL = dict(
     hidden_dims=(64, 64, 64), batch_size=64, learning_rate=1e-3, lr_decay=True, steps=100_000,
     num_candidates=4, log_every=1_000, eval_every=10_000, save_every=10_000, data="collect",
