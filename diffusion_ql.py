@@ -445,9 +445,10 @@ POINT = dict(
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
 ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
+LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
-    "pointmaze-large-navigate": POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000, eta=10.0),
+    "pointmaze-large-navigate": LARGE | dict(eta=10.0),
     "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, eta=0.3),
     "cube-single-play": ARM | dict(collect_episodes=500, eta=0.3),
 }

@@ -116,12 +116,13 @@ def test_runs_with_laptop_are_one_table_of_tasks(tmp_path):
     make_run(tmp_path / "runs", "driftql", *cube, (0, 1, 2), (0.9, 0.8, 1.0), COLLECTED, laptop=True)
     make_run(tmp_path / "runs", "fql", *cube, (0, 1, 2), (0.5, 0.4, 0.6), COLLECTED, laptop=True)
     make_run(tmp_path / "runs", "fql", *maze, (0,), (1.0,), COLLECTED, laptop=True)
+    make_run(tmp_path / "runs", "driftql", "scene-play", 1, (0, 1, 2), (0.9, 0.8, 1.0), COLLECTED, laptop=True)
     make_run(tmp_path / "runs", "fql", *cube, (0,), (0.2,), COLLECTED, laptop=True, alpha=3)
     make_run(tmp_path / "runs", "fql", *cube, (0,), (0.7,), COLLECTED)
     text = written(tmp_path)
     size = "batch-size 64, eval-episodes 50, hidden-dims 64 64 64."
-    assert text.count(size) == 1
-    first, second, speed, wall, other, *_ = rows(text)
+    assert text.count(size) == 1 and "## Over" not in text
+    first, second, _, speed, wall, other, *_ = rows(text)
     data = "collected here, not official, sha256 cccccc"
     cells = "90 · 80 · 100 (mean 90) | 50 · 40 · 60 (mean 50)"
     assert first == f"| cube-single-play task 2, 300,000 updates; {data} | {cells} |"

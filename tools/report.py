@@ -9,6 +9,7 @@ return of the last evaluation on D4RL. The papers' numbers are in tools/paper_re
 
 A mean over tasks is taken over tasks that the papers report, so not over bandits, small mazes or your own environments.
 It needs three seeds in each of at least two tasks, at one size, and all on official data, or all on collected ones.
+Runs with --laptop have a table of their own instead.
 """
 
 import csv
