@@ -346,7 +346,7 @@ POINT = dict(
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
 ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
-SCENE = ARM | dict(eval_every=60_000, save_every=60_000, collect_episodes=300)
+SCENE = ARM | dict(eval_every=60_000, save_every=60_000, discount=0.98, collect_episodes=300)
 LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
