@@ -370,14 +370,13 @@ POINT = dict(
     discount=0.995, learning_rate=3e-4, lr_decay=False, target_rate=0.02, q_agg="min", alpha=0.3, noise_dim=16,
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
-ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
-SCENE = ARM | dict(eval_every=60_000, save_every=60_000, discount=0.98, collect_episodes=300)
+ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99, q_agg="min")
 LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": LARGE | dict(learning_rate=6e-4, lr_decay=True),
-    "scene-play": SCENE | dict(q_agg="min", alpha=500),
-    "cube-single-play": ARM | dict(collect_episodes=500, q_agg="min", alpha=300),
+    "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, discount=0.98, alpha=500),
+    "cube-single-play": ARM | dict(collect_episodes=500, alpha=300),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 

@@ -435,12 +435,11 @@ POINT = dict(
     collect_episodes=200, p_random=0.4,
 )  # fmt: skip
 ARM = dict(steps=300_000, eval_every=30_000, save_every=30_000, discount=0.99)
-SCENE = ARM | dict(eval_every=60_000, save_every=60_000, discount=0.98, collect_episodes=300)
 LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": LARGE,
-    "scene-play": SCENE | dict(discount=0.99, expectile=0.9, num_samples=32),
+    "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, expectile=0.9, num_samples=32),
     "cube-single-play": ARM | dict(collect_episodes=500, expectile=0.9, num_samples=32),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}

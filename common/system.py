@@ -116,6 +116,5 @@ def progress_bar(what: str, total: int, unit: str, initial: int = 0, leave: bool
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=what, total=total, unit=unit, initial=initial, leave=leave, disable=not (shown and (terminal or leave)),
-        dynamic_ncols=True, unit_scale=total >= 10_000,
-        mininterval=0.1 if terminal else 60, smoothing=0.1 if terminal else 0.5,
+        dynamic_ncols=True, unit_scale=total >= 10_000, smoothing=0.1, mininterval=0.1 if terminal else 60,
     )  # fmt: skip
