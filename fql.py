@@ -363,7 +363,7 @@ LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": LARGE,
     "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, discount=0.98, alpha=500),
-    "cube-single-play": ARM | dict(collect_episodes=500, alpha=100),
+    "cube-single-play": ARM | dict(collect_episodes=500, discount=0.97, learning_rate=2e-3, alpha=100),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
 
