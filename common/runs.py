@@ -226,6 +226,8 @@ class Run(contextlib.AbstractContextManager):
         self.step += interval
         if self.timed:
             self.updates, self.seconds = self.updates + interval, self.seconds + seconds
+        else:
+            self.bar.unpause()  # its clock starts here: a first evaluation of failures may take minutes
         self.timed = True
         for name, x in values.items():
             if len(bad := np.flatnonzero(~np.isfinite(x))):

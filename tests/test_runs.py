@@ -59,7 +59,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys, monkeypatch):
 
 def by_hand(directory: Path) -> Run:
     """A run of two seeds on the bandit's data, without a script's `main`."""
-    sizes = {"steps": 20, "log_every": 10, "eval_every": 20, "save_every": 10, "num_seeds": 2}
+    sizes = {"steps": 20, "log_every": 10, "eval_every": 20, "save_every": 10, "num_seeds": 2, "progress": True}
     return Run(tiny_args(driftql, **sizes, run_dir=str(directory)), load_dataset("bandit"))
 
 
@@ -81,13 +81,15 @@ def events_of(folder: Path) -> list:
 
 def test_a_run_by_hand(tmp_path, monkeypatch):
     """What is given is what is logged. An evaluation that was stopped is due again. On resume TensorBoard forgets what
-    was logged since the checkpoint."""
+    was logged since the checkpoint. The bar's time does not begin before the first update."""
     state, success = {"weights": np.arange(4.0).reshape(2, 2)}, np.array([[0.0, 1.0], [1.0, 1.0]])
     with by_hand(tmp_path / "run") as run:
         assert run.restore(state) is state and run.evaluation_due
         run.log_evaluation({"success": 0 * success, "return": 10 * success, "paths": []})
         assert not run.evaluation_due
+        run.bar.start_t = run.bar.last_print_t = 0.0  # long ago
         run.log(losses(1.0, 2.0))
+        assert run.bar.format_dict["elapsed"] < 100
         assert (run.step, run.save_due, run.evaluation_due, run.finished) == (10, True, False, False)
         run.save(state)
         run.log(losses(0.0, 0.0))  # and here the process is killed
