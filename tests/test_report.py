@@ -429,6 +429,6 @@ def test_each_environment_has_its_own_picture_and_so_has_the_laptops_table(tmp_p
     make_run(tmp_path / "runs", "fql", "cube-single-play", 2)
     make_run(tmp_path / "runs", "fql", "cube-single-play", 2, laptop=True)
     links = re.findall(r"!\[Scores\]\((.*)\)", written(tmp_path, pictures=True))
-    names = "cube-single-play-task-2-laptop", f"{ANT}-task-1", f"{ANT}-task-2", "cube-single-play-task-2"
+    names = "laptop", f"{ANT}-task-1", f"{ANT}-task-2", "cube-single-play-task-2"
     assert links == [f"report_files/{name}.png" for name in names]
     assert all((tmp_path / link).stat().st_size for link in links)

@@ -49,10 +49,12 @@ def look(seeds: list[Run], lines: list[list[Run]]) -> dict[str, Any]:
 
 def draw_panels(panels: list[tuple], path: Path) -> Path:
     """A panel for each (lines, points, label of x, title): a thin line per run through its points (x -> score), or a
-    dot, and a thick line through the means. Returns the path."""
+    dot, and a thick line through the means. Three and more panels stand in two columns. Returns the path."""
+    columns = 1 + (len(panels) > 2)
     heights = [3 + 0.3 * len(lines) for lines, *_ in panels]  # the legend takes half of what a line adds
-    figure = pyplot().figure(figsize=(6.5, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(panels), height_ratios=heights, squeeze=False).flat
+    heights = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
+    figure = pyplot().figure(figsize=(6.5 * columns, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), columns, height_ratios=heights, squeeze=False).flat
     for part, (lines, points, x_label, title) in zip(parts, panels):
         axes, metric = part.subplots(), lines[0][0].metric
         for seeds in lines:
@@ -83,7 +85,7 @@ def draw_scores(runs: list[Run], folder: Path, name: str) -> list[Path]:
         panels.append((same_settings(alike), lambda run: run.curve, "updates", title))
     paths = [draw_panels(panels, folder / f"{name}.png")]
     lines = split(runs, lambda run: (run.algo, flags_text(run.changed), without_share(run)))
-    if lines := [alike for alike in lines if any(run.random_share for run in alike)]:
+    if lines := [alike for alike in lines if len({run.random_share for run in alike}) > 1]:
         share, what = lambda run: {100 * run.random_share: run.score}, "random actions in the data, %"
         paths.append(draw_panels([(lines, share, what, runs[0].place)], folder / f"{name}-random-actions.png"))
     return paths

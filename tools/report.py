@@ -235,9 +235,8 @@ def laptop_table(runs: list[Run], folder: Path | None) -> list[str]:
         taken = [[run.about[name] / unit for run in runs if run.algo == algo] for algo in columns]
         rows.append([f"{label}, of a run's seeds together", *(f"{min(x):.0f} to {max(x):.0f}" for x in taken)])
     size = flags_text({name: runs[0].args[name] for name in ("hidden_dims", "batch_size", "eval_episodes")})
-    places = split(runs, lambda run: run.place)
-    curves = [link for here in places for link in pictures(here, folder, f"{here[0].place} laptop")]
-    return ["## With `--laptop`", f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}.", table(rows), *curves]
+    what = f"{text(size)}. Score: {shared.METRICS[runs[0].metric]}."
+    return ["## With `--laptop`", what, table(rows), *pictures(runs, folder, "laptop")]
 
 
 def command(run: Run) -> str:
@@ -270,14 +269,14 @@ def spreadsheet(rows: list[list[Any]]) -> str:
 
 
 def pictures(here: list[Run], folder: Path | None, name: str) -> list[str]:
-    """Links to the pictures of runs in an environment, drawn into the folder, if there is one, in files of this name.
+    """Links to the pictures of runs, drawn into the folder, if there is one, in files of this name.
     What cannot be drawn is a line on standard error."""
     if folder is None:
         return []
     try:
         return [f"![Scores]({quote(f'{folder.name}/{path.name}')})" for path in plot.draw_scores(here, folder, name)]
     except Exception as error:  # whatever it is, the tables are written
-        print(line(f"no picture of {here[0].place}: {error}"), file=sys.stderr)
+        print(line(f"no picture of {name}: {error}"), file=sys.stderr)
         return []
 
 
