@@ -375,7 +375,8 @@ LARGE = POINT | dict(steps=200_000, eval_every=20_000, save_every=20_000)
 LAPTOP = {
     "pointmaze-medium-navigate": POINT,
     "pointmaze-large-navigate": LARGE | dict(learning_rate=6e-4, lr_decay=True),
-    "scene-play": ARM | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, discount=0.98, alpha=500),
+    "scene-play": ARM
+    | dict(collect_episodes=300, eval_every=60_000, save_every=60_000, discount=0.98, learning_rate=2e-3, alpha=500),
     "cube-single-play": ARM | dict(collect_episodes=500, alpha=300),
 }
 PRESETS |= {f"{env} laptop": SMALL | preset for env, preset in LAPTOP.items()}
