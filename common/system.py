@@ -109,12 +109,12 @@ def say(line: str) -> None:
 
 
 def progress_bar(what: str, total: int, unit: str, initial: int = 0, leave: bool = True, shown: bool = True) -> tqdm:
-    """A bar with mean rate and time left; without a terminal a line a minute, none for what does not stay (`leave`).
+    """A bar with the mean rate and the time left; without a terminal a line a minute, or none where not `leave`.
 
     A context manager. total and initial count units.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=what, total=total, unit=unit, initial=initial, leave=leave, disable=not (shown and (terminal or leave)),
-        dynamic_ncols=True, unit_scale=total >= 10_000, smoothing=0, mininterval=0.1 if terminal else 60,
+        dynamic_ncols=True, unit_scale=total >= 10_000, smoothing=0, miniters=1, mininterval=0.1 if terminal else 60,
     )  # fmt: skip

@@ -67,13 +67,13 @@ def test_the_table_of_the_readme_is_that_of_kept_runs():
     block = (ROOT / "README.md").read_text().partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     head, _, *rows = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("|")]
     titles = {"DriftQL": "driftql", "FQL": "fql", "DROL": "drol", "Diffusion-QL": "diffusion_ql", "IDQL": "idql"}
-    assert len(rows) == 4 and head == list(titles)
+    assert len(rows) == 4 and head == list(titles) and "three layers of 64, batches of 64" in block
     for place, *cells in rows:
         for algo, cell in zip(titles.values(), cells, strict=True):
             found = {}
             for run in RUNS:
                 laptop = run["settings"].get("laptop") and not run["settings"].get("online_steps")
                 if laptop and (run["algo"], f"{run['env']} task {run['task']}") == (algo, place):
-                    assert run["seed"] not in found
+                    assert (run["seed"] in found, run["settings"]["hidden_dims"]) == (False, [64] * 3)
                     found[run["seed"]] = f"{100 * sum(list(run['curve'].values())[-3:]) / 3:.0f}"
             assert list(found) == [0, 1, 2] and cell == " · ".join(found.values()), (place, algo)

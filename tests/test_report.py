@@ -427,7 +427,8 @@ def test_each_environment_has_its_own_picture_and_so_has_the_laptops_table(tmp_p
     make_run(tmp_path / "runs")
     make_run(tmp_path / "runs", task=2)
     make_run(tmp_path / "runs", "fql", "cube-single-play", 2)
-    make_run(tmp_path / "runs", "fql", "cube-single-play", 2, laptop=True)
+    random = COLLECTED | {"collection": COLLECTED["collection"] | {"p_random_action": 0.4}}  # one share is no picture
+    make_run(tmp_path / "runs", "fql", "cube-single-play", 2, data=random, laptop=True)
     links = re.findall(r"!\[Scores\]\((.*)\)", written(tmp_path, pictures=True))
     names = "laptop", f"{ANT}-task-1", f"{ANT}-task-2", "cube-single-play-task-2"
     assert links == [f"report_files/{name}.png" for name in names]

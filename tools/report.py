@@ -269,8 +269,8 @@ def spreadsheet(rows: list[list[Any]]) -> str:
 
 
 def pictures(here: list[Run], folder: Path | None, name: str) -> list[str]:
-    """Links to the pictures of runs, drawn into the folder, if there is one, in files of this name.
-    What cannot be drawn is a line on standard error."""
+    """Links to the pictures of runs, drawn into the folder, if there is one, in files of this name. What cannot be
+    drawn is a line on standard error."""
     if folder is None:
         return []
     try:
